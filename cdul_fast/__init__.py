@@ -1,0 +1,30 @@
+"""Soft multi-label pseudo labels from CLIP for unlabelled photos, and classifiers trained on them.
+
+The method is CDUL (ICCV 2023, arXiv 2307.16634). Everything public is imported on first use, so that
+``import cdul_fast`` costs neither torch nor OpenVINO.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_EXPORTS: dict[str, str] = {}
+_SUBMODULES = ("data", "encoders", "ops", "training")
+
+__all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"cdul_fast.{name}")
+    raise AttributeError(f"module 'cdul_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

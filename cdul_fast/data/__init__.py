@@ -1,0 +1,1 @@
+"""Photos in, labels out: sources, decoding, run directories."""

@@ -1,0 +1,1 @@
+"""CLIP encoders, one file a backend, behind one small protocol."""

@@ -1,0 +1,1 @@
+"""Slow, readable twins of the native ops, for tests and benchmarks to compare with."""

@@ -1,0 +1,1 @@
+"""Training on pseudo labels: methods, latent labels, loop, checkpoints."""
