@@ -1,0 +1,42 @@
+# make demo and make test are all that a newcomer needs; both set up one .venv/ in the clone.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+DEMO   := build/demo-run
+
+NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
+SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint bench bench-quick clean
+
+# The dependencies, then the package: a change to the package alone does not resolve the dependencies again.
+$(VENV)/.dependencies: pyproject.toml $(NATIVE_SOURCES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet '.[test,tensorrt]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(PY) -m pip install --quiet --no-deps .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.dependencies
+	$(PY) -m pip install --quiet '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(PY) -m cdul_fast.label cdul_fast/assets/demo/photos --model tiny --out $(DEMO) --overwrite
+	$(PY) -m cdul_fast.evaluate $(DEMO) --truth cdul_fast/assets/demo/truth.csv
+	$(PY) -m cdul_fast.compare_labels $(DEMO) --truth cdul_fast/assets/demo/truth.csv
+	@echo "report: $(abspath $(DEMO))/report.html"
+
+test: $(VENV)/.installed
+	$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info cdul_fast/_native*.so
