@@ -1,0 +1,92 @@
+"""Turns ``benchmarks/results/*.json`` into the tables of ``benchmarks/README.md`` and of ``README.md``.
+
+``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
+``<!-- /bench -->`` in both files; NAME is ``all``, or a test's module such as ``crops``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites the marked parts of both files."""
+    record = json.loads((RESULTS / "cpu.json").read_text())
+    for path in (ROOT / "benchmarks" / "README.md", ROOT / "README.md"):
+        text = path.read_text()
+        path.write_text(MARKED.sub(lambda m: m[1] + section(record, m["name"]) + m[3], text))
+
+
+def section(record: dict[str, Any], name: str) -> str:
+    """The tables of one module, or of all with the machine above them."""
+    by_module: dict[str, list[dict[str, Any]]] = {}
+    for bench in record["benchmarks"]:
+        module = re.search(r"test_(\w+)\.py", bench["fullname"])
+        by_module.setdefault(module[1] if module else "other", []).append(bench)
+    if name != "all":
+        return "\n" + table(by_module.get(name, [])) + "\n" + machine(record)
+    parts = [machine(record)]
+    parts += [f"### {module}\n\n{table(benches)}" for module, benches in by_module.items()]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def machine(record: dict[str, Any]) -> str:
+    """One line on where and how the figures were taken."""
+    info, commit = record["machine_info"], record["commit_info"]
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    return (
+        f"{info['cores']} cores of {info['processor']} ({info['cpu_level']}), Python {info['python']}; "
+        f"commit {commit['id'][:10]}{' with changes' if commit['dirty'] else ''}, {record['datetime'][:10]}; "
+        f"{versions}.\n"
+    )
+
+
+def table(benches: list[dict[str, Any]]) -> str:
+    """A row a rival: its time, ours, the ratio, and the target where there is one."""
+    rows = ["| case | ours, ms | against | ms | ratio | target |", "|---|---|---|---|---|---|"]
+    for bench in benches:
+        extra = bench["extra_info"]
+        if "timings" not in extra:
+            rows.append(f"| {case(bench)} | {facts(extra)} | | | | |")
+            continue
+        own = extra["timings"][extra["subject"]]
+        for rival, ratio in extra["ratios"].items():
+            target = extra["targets"].get(rival)
+            verdict = "" if target is None else f"{target:.2f} {'met' if ratio >= target else '**missed**'}"
+            rows.append(
+                f"| {case(bench)} | {spread(own)} | {rival} | {spread(extra['timings'][rival])} "
+                f"| {ratio:.2f} | {verdict} |"
+            )
+        rows += [f"| {case(bench)} | | {name} | not installed | | |" for name in extra["missing"]]
+    return "\n".join(rows) + "\n"
+
+
+def case(bench: dict[str, Any]) -> str:
+    """The test's name and parameters in words."""
+    return bench["name"].removeprefix("test_").replace("_", " ").replace("|", "/")
+
+
+def spread(timing: dict[str, float]) -> str:
+    """Median (minimum to maximum), in milliseconds."""
+    median, low, high = (_significant(timing[key] * 1e3) for key in ("median", "minimum", "maximum"))
+    return f"{median} ({low} to {high})"
+
+
+def facts(extra: dict[str, Any]) -> str:
+    """Figures of a benchmark that is not a race."""
+    return ", ".join(f"{key} {value}" for key, value in extra.items())
+
+
+def _significant(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    main()

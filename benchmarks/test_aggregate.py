@@ -1,0 +1,95 @@
+"""From cosines, and from embeddings, to the final soft labels of 256 photos with ten views each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.timing import Race, library_threads
+from cdul_fast import ops
+
+PHOTOS, VIEWS, SCALE = 256, 10, 100.0
+
+
+def _eager(cosines: torch.Tensor) -> torch.Tensor:
+    """What a torch user writes: softmax per view, maximum of the snippets, mean with the global view."""
+    scores = (cosines * SCALE).softmax(-1)
+    return (scores[:, 0] + scores[:, 1:].amax(1)) / 2
+
+
+def _numpy(cosines: np.ndarray) -> np.ndarray:
+    logits = cosines * np.float32(SCALE)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    scores = powers / powers.sum(-1, keepdims=True)
+    return (scores[:, 0] + scores[:, 1:].max(1)) / 2
+
+
+def _from_embeddings(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    images = images / images.norm(dim=-1, keepdim=True)
+    texts = texts / texts.norm(dim=-1, keepdim=True)
+    return _eager((images @ texts.T).float())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("classes", [20, 80, 1000])
+def test_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> None:
+    cosines = torch.empty(PHOTOS, VIEWS, classes).uniform_(0.1, 0.35, generator=torch.Generator().manual_seed(0))
+    with library_threads(threads):
+        compiled = torch.compile(_eager)
+        out = torch.empty(PHOTOS, classes)
+        ours = _checked(lambda: ops.aggregate(cosines, scale=SCALE, threads=threads, out=out), _eager(cosines), 1e-6)
+        race.run(
+            ours,
+            {
+                "eager torch": lambda: _eager(cosines),
+                "torch.compile": lambda: compiled(cosines),
+                "NumPy": lambda: _numpy(cosines.numpy()),
+            },
+            rounds=rounds(60),
+            target={"eager torch": 5.0} if classes == 80 and threads == 1 else {},
+            warmup=3,
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [20, 80, 1000])
+@pytest.mark.parametrize("dim", [512, 1024])
+def test_from_embeddings(race: Race, rounds: Any, dim: int, classes: int, compute: str, threads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(PHOTOS, VIEWS, dim, generator=generator)
+    texts = torch.randn(classes, dim, generator=generator)
+    flat = images.view(-1, dim)
+    half = (images.bfloat16(), texts.bfloat16())
+    with library_threads(threads):
+        compiled = torch.compile(_from_embeddings)
+        tolerance = 1e-5 if compute == "float32" else 0.05  # bfloat16 keeps 8 bits of each factor
+        ours = _checked(
+            lambda: ops.aggregate_embeddings(images, texts, scale=SCALE, compute=compute, threads=threads),
+            _from_embeddings(images, texts),
+            tolerance,
+        )
+        named = dim == 1024 and classes == 80
+        target = {"eager torch": 2.0} if compute == "bfloat16" else {"matmul alone, fp32": 1 / 1.15}
+        race.run(
+            ours,
+            {
+                "eager torch": lambda: _from_embeddings(images, texts),
+                "eager torch, bf16": lambda: _from_embeddings(*half),
+                "torch.compile": lambda: compiled(images, texts),
+                "matmul alone, fp32": lambda: torch.mm(flat, texts.T),
+            },
+            rounds=rounds(30),
+            target=target if named else {},
+            warmup=3,
+        )
+
+
+def _checked(call: Callable[[], Any], expected: torch.Tensor, tolerance: float) -> Callable[[], Any]:
+    difference = float((call() - expected).abs().max())
+    assert difference <= tolerance, f"scores differ by {difference}"
+    return call

@@ -1,0 +1,75 @@
+"""Ten crops of one photo (the whole and its 3 x 3 tiles) to a CLIP input, against every other way to do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.rivals import crops
+from benchmarks.timing import Race, library_threads
+from cdul_fast import ops
+from cdul_fast.views import view_boxes
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Times faster than (open_clip's transform, torchvision v2's best), one thread; by (photo, size, dtype, level).
+TARGETS = {
+    ("small", 224, "float32", "avx512"): (25.0, 6.0),
+    ("small", 224, "float32", "avx2"): (12.0, 2.5),
+    ("small", 224, "bfloat16", "avx512"): (30.0, None),
+    ("small", 224, "uint8", "avx512"): (36.0, None),
+    ("small", 448, "float32", "avx512"): (30.0, None),
+    ("large", 224, "float32", "avx512"): (15.0, None),
+}
+CASES = [
+    *(("small", size, dtype, "avx512") for size in (224, 448) for dtype in ("float32", "bfloat16", "uint8")),
+    ("small", 224, "float32", "avx2"),
+    ("small", 224, "float32", "baseline"),
+    *(("large", size, "float32", "avx512") for size in (224, 448)),
+]
+
+
+def _ours(pixels: np.ndarray, size: int, dtype: str, threads: int) -> Any:
+    boxes = view_boxes(pixels.shape[1], pixels.shape[0])
+    normalise = {} if dtype == "uint8" else {"mean": MEAN, "std": STD}
+    torch_dtype = getattr(torch, dtype)
+    out = torch.empty((len(boxes), 3, size, size), dtype=torch_dtype)
+    source = torch.from_numpy(pixels.copy())
+    return lambda: ops.crop_resize(source, boxes, size, dtype=dtype, threads=threads, out=out, **normalise)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("photo", "size", "dtype", "level"), CASES, ids=lambda value: str(value))
+def test_ten_crops(
+    race: Race, rounds: Any, request: pytest.FixtureRequest,
+    photo: str, size: int, dtype: str, level: str, threads: int,
+) -> None:  # fmt: skip
+    if ops.best_cpu_level() != "avx512" and level not in ("baseline", ops.best_cpu_level()):
+        pytest.skip(f"this processor lacks {level}")
+    pixels = request.getfixturevalue(f"{photo}_photo")
+    boxes = view_boxes(pixels.shape[1], pixels.shape[0])
+    exact = crops.open_clip_transform(pixels, boxes, size, MEAN, STD)()
+    with ops.force_cpu_level(level), library_threads(threads):
+        ours = _ours(pixels, size, dtype, threads)
+        expected = crops.pillow_uint8(pixels, boxes, size)() if dtype == "uint8" else exact.to(getattr(torch, dtype))
+        assert torch.equal(ours(), torch.as_tensor(expected)), "not equal to Pillow to the bit"
+        rivals, missing = crops.rivals(pixels, boxes, size, MEAN, STD, threads)
+        differences = {name: crops.levels_from_pillow(call(), exact, STD) for name, call in rivals.items()}
+        against = dict(zip(("open_clip", "torchvision v2"), TARGETS.get((photo, size, dtype, level), ()), strict=False))
+        target = {name: value for name, value in against.items() if value and threads == 1}
+        race.run(
+            ours, rivals, rounds=rounds(15 if photo == "small" else 5), target=target, missing=missing,
+            notes={"largest difference from Pillow, of 255": differences},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [224, 448])
+def test_two_threads_over_one(race: Race, rounds: Any, small_photo: np.ndarray, size: int) -> None:
+    one, two = (_ours(small_photo, size, "float32", threads) for threads in (1, 2))
+    assert torch.equal(one(), two())
+    race.run(two, {"1 thread": one}, rounds=rounds(60), target={"1 thread": 1.8}, subject="2 threads", warmup=5)
