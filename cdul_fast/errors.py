@@ -7,5 +7,8 @@ class CdulError(Exception):
     """A run cannot go on for a reason the user can act on: one line, exit code 1."""
 
 
-class ConfigError(CdulError):
-    """A setting, an argument or a configuration file is wrong: one line, exit code 2."""
+class ConfigError(CdulError, ValueError):
+    """A setting, an argument or a configuration file is wrong: one line, exit code 2.
+
+    Also a ``ValueError``, which is what a Python caller expects of a wrong argument.
+    """

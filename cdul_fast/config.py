@@ -1,0 +1,352 @@
+"""Settings of the label command: one flat frozen dataclass, documented field by field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal
+
+from cdul_fast.cli import option
+from cdul_fast.errors import ConfigError
+
+_INPUT, _CLASSES, _VIEWS = "Input", "Classes and texts", "Views"
+_SCORES, _LABELS, _MODEL = "Scores", "Labels", "Model"
+_OUTPUT, _RUNNING = "Output", "Running"
+
+Aggregator = Literal["global", "mean", "max", "cdul"]
+SourceFormat = Literal["auto", "folder", "glob", "list", "csv", "voc", "coco", "nus", "parquet"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Give every photo of a source a soft score for every class, with a frozen CLIP and no annotation.
+
+    Fields that cannot change results (marked free in `option`) may differ when a run is resumed; all
+    others are recorded and compared.
+
+    Raises:
+        ConfigError: A value is out of range; the message names the flag.
+    """
+
+    source: str | None = option(
+        None,
+        "folder (searched recursively), glob in quotes, or a data set's file or folder: CSV or TSV, VOC "
+        "folder, COCO JSON, NUS-WIDE folder, Parquet",
+        group=_INPUT,
+        example="photos/",
+    )
+    list: str | None = option(
+        None,
+        "file with one photo's path a line, - for standard input; relative paths count from --images, or "
+        "else from the current folder",
+        group=_INPUT,
+        example="--list photos.txt",
+    )
+    format: SourceFormat = option(
+        "auto",
+        "kind of source; auto looks at it",
+        group=_INPUT,
+        example="--format voc",
+    )
+    images: str | None = option(
+        None,
+        "folder that the source's relative paths count from, where it is not the usual one",
+        group=_INPUT,
+        example="--images train2014/",
+    )
+    split: str | None = option(
+        None,
+        "split of a VOC or NUS-WIDE source",
+        group=_INPUT,
+        example="--split train",
+    )
+    shard: str | None = option(
+        None,
+        "label only the i-th of n equal parts of the source, i from 1 to n; parts write into one folder",
+        group=_INPUT,
+        example="--shard 2/8",
+    )
+    limit: int | None = option(
+        None,
+        "label only this many photos from the start",
+        group=_INPUT,
+        unit="photos",
+        example="--limit 100",
+    )
+    exif_rotate: bool = option(
+        False,
+        "turn photos upright as their EXIF orientation says; CLIP's own preprocessing does not",
+        group=_INPUT,
+        example="--exif-rotate",
+    )
+    max_pixels: int = option(
+        200_000_000,
+        "photos with more are refused before they are decoded",
+        group=_INPUT,
+        unit="pixels",
+        example="--max-pixels 50000000",
+    )
+
+    classes: str | None = option(
+        None,
+        "text file with a class name a line, or YAML with names or {name: [prompts]}; sources that name "
+        "their classes and --model tiny have their own",
+        group=_CLASSES,
+        example="--classes classes.txt",
+    )
+    template: Literal["single", "imagenet"] = option(
+        "single",
+        "prompt of a class: 'a photo of a {}.' or the mean of the 80 ImageNet prompts",
+        group=_CLASSES,
+        example="--template imagenet",
+    )
+
+    grid: int = option(
+        3,
+        "snippets a side: N x N tiles beside the whole photo",
+        group=_VIEWS,
+        unit="tiles",
+        example="--grid 4",
+    )
+    overlap: float = option(
+        0.0,
+        "share of a tile that it has in common with its neighbour",
+        group=_VIEWS,
+        example="--overlap 0.25",
+    )
+    grid2: int = option(
+        0,
+        "a second grid of tiles beside the first; 0 for none",
+        group=_VIEWS,
+        unit="tiles",
+        example="--grid2 2",
+    )
+    global_fit: Literal["center_crop", "squash", "letterbox"] = option(
+        "center_crop",
+        "how the whole photo becomes a square",
+        group=_VIEWS,
+        example="--global-fit letterbox",
+    )
+
+    aggregator: Aggregator = option(
+        "cdul",
+        "how tiles become one score: only the whole photo, their mean, their maximum, or CDUL's rule",
+        group=_SCORES,
+        example="--aggregator mean",
+    )
+    scale: float | None = option(
+        None,
+        "factor of the cosines before the softmax; without it the model's own",
+        group=_SCORES,
+        example="--scale 20",
+    )
+    zeta: float = option(
+        0.0,
+        "a class whose best tile scores less takes its worst tile instead; 0 makes cdul equal max",
+        group=_SCORES,
+        example="--zeta 0.5",
+    )
+    lam: float = option(
+        0.0,
+        "how whole photo and tiles are fused: -1 the lower, 0 the mean, 1 the higher",
+        group=_SCORES,
+        example="--lam 0.5",
+    )
+    preset: Literal["paper", "best"] | None = option(
+        None,
+        "settings given together: paper is RN50x64 with zeta 0.5, best RN50x64 with zeta 0 and scale 20; "
+        "flags win over it",
+        group=_SCORES,
+        example="--preset paper",
+    )
+
+    threshold: float | None = option(
+        None,
+        "a photo's labels are the classes with at least this score; without it a rule that adapts to the "
+        "number of classes",
+        group=_LABELS,
+        example="--threshold 0.2",
+    )
+    top_k: int | None = option(
+        None, "at most so many labels a photo, best first", group=_LABELS, unit="labels", example="--top-k 3"
+    )
+
+    model: str = option(
+        "ViT-B-16",
+        "open_clip model, or tiny for the small embedded one",
+        group=_MODEL,
+        example="--model RN50x64",
+    )
+    pretrained: str = option(
+        "openai",
+        "open_clip weights tag, or a local checkpoint file",
+        group=_MODEL,
+        example="--pretrained clip.safetensors",
+    )
+    backend: str = option(
+        "auto",
+        "what runs the model; auto follows a fixed order and the run records the outcome",
+        group=_MODEL,
+        example="--backend torch",
+    )
+    precision: str = option(
+        "auto",
+        "arithmetic of the model: fp32, bf16, or int8 where the backend has it",
+        group=_MODEL,
+        example="--precision fp32",
+    )
+    quickgelu: bool | None = option(
+        None,
+        "activation of a local checkpoint that does not say it itself",
+        group=_MODEL,
+        example="--quickgelu",
+    )
+    cache_dir: str | None = option(
+        None,
+        "folder for converted models and text embeddings; without it the user's cache folder",
+        group=_MODEL,
+        example="--cache-dir /tmp/cache",
+        free=True,
+    )
+
+    out: str | None = option(
+        None, "folder for the results; an unfinished run in it goes on", group=_OUTPUT, example="--out run/"
+    )
+    shard_size: int = option(
+        1024, "rows of one output shard", group=_OUTPUT, unit="photos", example="--shard-size 4096"
+    )
+    embeddings: bool = option(
+        True,
+        "keep view embeddings (float16), so that new classes need no photo again",
+        group=_OUTPUT,
+        example="--no-embeddings",
+    )
+    report: bool = option(
+        True, "write report.html at the end", group=_OUTPUT, example="--no-report", free=True
+    )
+    overwrite: bool = option(
+        False, "delete the results in --out and start again", group=_OUTPUT, example="--overwrite", free=True
+    )
+    retry_failed: bool = option(
+        False,
+        "read photos again that failed in an earlier run",
+        group=_OUTPUT,
+        example="--retry-failed",
+        free=True,
+    )
+
+    threads: int | None = option(
+        None,
+        "threads that decode and crop, and of the encoder; without it one a core",
+        group=_RUNNING,
+        example="--threads 4",
+        free=True,
+    )
+    batch_size: int | None = option(
+        None,
+        "photos encoded together; without it what the encoder likes",
+        group=_RUNNING,
+        unit="photos",
+        example="--batch-size 16",
+        free=True,
+    )
+    max_failure_rate: float = option(
+        1.0,
+        "exit code 3 when a larger share of the photos failed",
+        group=_RUNNING,
+        example="--max-failure-rate 0.01",
+        free=True,
+    )
+    dry_run: bool = option(
+        False, "count the photos, show the plan and stop", group=_RUNNING, example="--dry-run", free=True
+    )
+    quiet: bool = option(
+        False,
+        "no progress and no summary, only warnings and errors",
+        group=_RUNNING,
+        example="--quiet",
+        free=True,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option(
+        "info",
+        "detail of run.log; debug also shows tracebacks",
+        group=_RUNNING,
+        example="--log-level debug",
+        free=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the flag."""
+        _check_literals(self)
+        for name, low, high in _RANGES:
+            _check_range(self, name, low, high)
+        if (self.source is None) == (self.list is None):
+            raise ConfigError("give a source or --list, one of the two")
+        if self.out is None and not self.dry_run:
+            raise ConfigError("--out is missing: the folder for the results")
+        if self.overwrite and self.retry_failed:
+            raise ConfigError(
+                "--overwrite and --retry-failed exclude each other: one deletes what the other keeps"
+            )
+        self.part()
+
+    def part(self) -> tuple[int, int] | None:
+        """The pair (i, n) of ``--shard i/n``, or None for the whole source."""
+        if self.shard is None:
+            return None
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"--shard wants i/n with i from 1 to n, got {self.shard!r}")
+        return int(match[1]), int(match[2])
+
+    @classmethod
+    def fixed_fields(cls) -> tuple[str, ...]:
+        """Names of the settings that a resumed run must share with the run it continues."""
+        return tuple(f.name for f in dataclasses.fields(cls) if not f.metadata["free"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, for run.json and YAML."""
+        return dataclasses.asdict(self)
+
+
+# Field, lowest and highest allowed value (both included).
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("limit", 1, 2**62),
+    ("max_pixels", 1, 2**40),
+    ("grid", 1, 64),
+    ("overlap", 0.0, 0.9),
+    ("grid2", 0, 64),
+    ("scale", 1e-6, 1e6),
+    ("zeta", 0.0, 1.0),
+    ("lam", -1.0, 1.0),
+    ("threshold", 0.0, 1.0),
+    ("top_k", 1, 2**31),
+    ("shard_size", 1, 1_000_000),
+    ("threads", 1, 1024),
+    ("batch_size", 1, 65_536),
+    ("max_failure_rate", 0.0, 1.0),
+)
+
+
+def _check_range(config: Any, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"--{name.replace('_', '-')} wants a number, got {value!r}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"--{name.replace('_', '-')} wants a value from {low:g} to {high:g}, got {value!r}")
+
+
+def _check_literals(config: Any) -> None:
+    """Hold a Python caller to the same choices as the command line."""
+    import typing
+
+    for name, hint in typing.get_type_hints(type(config)).items():
+        options = [hint, *typing.get_args(hint)]
+        choices = [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+        value = getattr(config, name)
+        if choices and value not in choices and not (value is None and type(None) in options):
+            allowed = ", ".join(str(choice) for choice in choices)
+            raise ConfigError(f"--{name.replace('_', '-')} wants one of {allowed}; got {value!r}")
