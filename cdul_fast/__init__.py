@@ -12,7 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "CdulError": "cdul_fast.errors",
+    "ConfigError": "cdul_fast.errors",
+    "LabelConfig": "cdul_fast.config",
+    "Run": "cdul_fast.data.run_dir",
+    "open_run": "cdul_fast.data.run_dir",
+}
 _SUBMODULES = ("data", "encoders", "ops", "training")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]

@@ -77,7 +77,7 @@ def _help_text(field: dataclasses.Field[Any]) -> str:
     if field.metadata.get("example"):
         parts.append(f"example: {field.metadata['example']}")
     text = field.metadata["help"] + (f" ({'; '.join(parts)})" if parts else "")
-    return text.replace("%", "%%")
+    return str(text.replace("%", "%%"))
 
 
 def _is_bool(hint: Any) -> bool:
@@ -131,7 +131,7 @@ def build_parser(config_class: type, prog: str, positionals: Sequence[str] = ())
             group.add_argument(flag, action=action, default=field.default, help=text)
         else:
             metavar = _metavar(hint)
-            extra = {} if metavar is None else {"metavar": metavar}
+            extra: dict[str, Any] = {} if metavar is None else {"metavar": metavar}
             group.add_argument(flag, type=hint, default=field.default, help=text, **extra)
     group = parser.add_argument_group("Configuration")
     group.add_argument(

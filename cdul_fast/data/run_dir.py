@@ -1,0 +1,265 @@
+"""Reading a run directory: all its shards together, with what is missing named."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdul_fast.data.paths import decode_path, show_path
+from cdul_fast.data.sinks import VIEWS_OF_GRID, info_name, labels_path, shard_name, views_path
+from cdul_fast.errors import CdulError
+
+_LABELS_FILE = re.compile(r"labels-((?:(\d+)of(\d+)-)?(\d{5,}))\.parquet")
+_INFO_FILE = re.compile(r"(?:run|manifest)(?:-(\d+)of(\d+))?\.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One shard of a run: n rows, of which n_ok are ok; C classes, V views, D dimensions."""
+
+    name: str
+    labels_path: Path
+    views_path: Path
+
+    def table(self, columns: Sequence[str] | None = None) -> Any:
+        """The rows as a `pyarrow.Table`, all columns or the named ones.
+
+        Raises:
+            CdulError: The file is missing or damaged.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(
+                self.labels_path,
+                columns=None if columns is None else list(columns),
+                partitioning=None,
+                page_checksum_verification=True,
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(self.labels_path, error) from None
+
+    def cosines(self) -> np.ndarray:
+        """float32 [n_ok, V, C], one row per ok row of `table` in the same order.
+
+        Raises:
+            CdulError: The file is missing or damaged.
+        """
+        cosines = self._tensor("cosines")
+        if cosines is None:
+            raise CdulError(f"{show_path(self.views_path)} has no cosines")
+        return cosines
+
+    def embeddings(self) -> np.ndarray | None:
+        """float16 [n_ok, V, D], rows of length one, or None where the run did not keep them.
+
+        Raises:
+            CdulError: The file is missing or damaged.
+        """
+        return self._tensor("embeddings")
+
+    def view_layout(self) -> str:
+        """What the views are: ``global+grid``, or ``global,max,min``."""
+        return str(self._open().metadata().get("view_layout", VIEWS_OF_GRID))
+
+    def _open(self) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(self.views_path, framework="np")
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.views_path, error) from None
+
+    def _tensor(self, key: str) -> np.ndarray | None:
+        file = self._open()
+        names = set(file.keys())
+        return np.asarray(file.get_tensor(key)) if key in names else None
+
+
+def _damaged(path: Path, error: Exception) -> CdulError:
+    if not path.exists():
+        return CdulError(f"{show_path(path)} is missing")
+    first = " ".join(str(error).split())[:200]
+    return CdulError(f"{show_path(path)} is damaged ({first}); running label again on this folder redoes it")
+
+
+class Run:
+    """A run directory, read on demand: nothing is held but what was asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a run directory; `open_run` is the public way.
+
+        Raises:
+            CdulError: There is no run in ``path``, or its information is damaged.
+        """
+        self.path = Path(path)
+        self._parts, self.info = _read_info(self.path)
+        self.classes: list[str] = list(self.info["classes"])
+        self.config: dict[str, Any] = self.info["config"]
+        self.model: dict[str, Any] = self.info["model"]
+        self.root = Path(decode_path(self.info["root"]))
+
+    @functools.cached_property
+    def shards(self) -> list[Shard]:
+        """The shards that are complete, in the order of the inputs."""
+        found = []
+        for path in self.path.glob("labels-*.parquet"):
+            match = _LABELS_FILE.fullmatch(path.name)
+            if match is not None:
+                found.append((int(match[2] or 0), int(match[4]), match[1]))
+        return [
+            Shard(name, labels_path(self.path, name), views_path(self.path, name))
+            for _, _, name in sorted(found)
+        ]
+
+    @property
+    def missing_shards(self) -> list[str]:
+        """What the run should have and has not: files by name, and parts of ``--shard`` not begun."""
+        missing = []
+        have = {shard.name for shard in self.shards}
+        for part, info in self._parts.items():
+            if info is None:
+                missing.append(f"part {part[0]} of {part[1]} (no {info_name('run', part)})")
+                continue
+            own = part if part[1] else None
+            for index in range(info.get("shards", 0)):
+                name = shard_name(index, own)
+                if name not in have:
+                    missing.append(labels_path(self.path, name).name)
+                elif not views_path(self.path, name).exists():
+                    missing.append(views_path(self.path, name).name)
+        return missing
+
+    @property
+    def view_layout(self) -> str:
+        """What the views of the first shard, and so of all, are; see `Shard.view_layout`."""
+        return self.shards[0].view_layout() if self.shards else VIEWS_OF_GRID
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by status, as the finished run counted them or else counted now."""
+        if "counts" in self.info:
+            return dict(self.info["counts"])
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            counts.update(shard.table(["status"]).column("status").to_pylist())
+        return dict(counts)
+
+    def table(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows as one `pyarrow.Table`, all columns or the named ones.
+
+        Raises:
+            CdulError: No shard is complete, or one is damaged.
+        """
+        import pyarrow as pa
+
+        if not self.shards:
+            raise CdulError(f"{show_path(self.path)} holds no complete shard yet")
+        tables = [shard.table(columns) for shard in self.shards]
+        return pa.concat_tables([t.replace_schema_metadata(tables[0].schema.metadata) for t in tables])
+
+    def to_arrow(self) -> Any:
+        """All rows as one `pyarrow.Table`."""
+        return self.table()
+
+    def to_pandas(self) -> Any:
+        """All rows as a `pandas.DataFrame`; pandas must be installed."""
+        return self.table().to_pandas()
+
+    def scores(self) -> tuple[list[str], np.ndarray]:
+        """Paths of the ok rows, and their scores as float32 [n_ok, C]."""
+        table = self.table(["path", "status", "scores"])
+        ok = np.array([status == "ok" for status in table.column("status").to_pylist()], dtype=bool)
+        table = table.filter(ok)
+        column = table.column("scores").combine_chunks()
+        scores = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), len(self.classes))
+        return table.column("path").to_pylist(), scores.astype(np.float32, copy=False)
+
+    def texts(self) -> np.ndarray | None:
+        """Class embeddings float32 [C, D], rows of length one; None where the run has none."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.path / "texts.safetensors"
+        if not path.exists():
+            return None
+        try:
+            return np.asarray(load_file(path)["texts"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise _damaged(path, error) from None
+
+    def photo(self, path: str) -> Path:
+        """Where the photo of a row lies, from the row's ``path``."""
+        return self.root / decode_path(path)
+
+
+Parts = dict[tuple[int, int], dict[str, Any] | None]
+
+
+def _read_info(folder: Path) -> tuple[Parts, dict[str, Any]]:
+    """The information of every part ((0, 0) for a run in one part), and all of it as one dict."""
+    parts: Parts = {}
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise CdulError(f"{show_path(folder)}: no run directory ({error.strerror})") from None
+    for name in names:  # "manifest" sorts before "run", so what a finished part wrote replaces its manifest
+        match = _INFO_FILE.fullmatch(name)
+        if match is not None:
+            parts[int(match[1] or 0), int(match[2] or 0)] = _load_info(folder / name)
+    if not parts:
+        raise CdulError(f"{show_path(folder)}: no run directory (neither run.json nor manifest.json)")
+    totals = {total for _, total in parts}
+    if len(totals) > 1:
+        raise CdulError(f"{show_path(folder)} mixes runs cut into different numbers of parts")
+    infos = [info for info in parts.values() if info is not None]
+    for index in range(1, totals.pop() + 1):
+        parts.setdefault((index, max(total for _, total in parts)), None)
+    return dict(sorted(parts.items())), _merge(folder, infos)
+
+
+def _load_info(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    kinds = {"classes": list, "config": dict, "model": dict, "root": str}
+    for key, kind in kinds.items():
+        if not isinstance(info, dict) or not isinstance(info.get(key), kind):
+            raise CdulError(f"{show_path(path)}: the key '{key}' is missing or not a {kind.__name__}")
+    return dict(info)
+
+
+def _merge(folder: Path, infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """One dict for all parts: counts and stage seconds summed, everything else from the first part."""
+    merged = dict(infos[0])
+    for other in infos[1:]:
+        if other["classes"] != merged["classes"]:
+            raise CdulError(f"{show_path(folder)}: its parts were labelled with different classes")
+    if len(infos) > 1 and all("counts" in info for info in infos):
+        for key in ("counts", "stages"):
+            total: Counter[str] = Counter()
+            for info in infos:
+                total.update(info.get(key, {}))
+            merged[key] = dict(total)
+        merged["peak_memory_mib"] = max(info.get("peak_memory_mib", 0) for info in infos)
+        merged["seconds"] = sum(info.get("seconds", 0) for info in infos)
+    return merged
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run directory that `cdul_fast.label_images` or `cdul_fast.data.from_cosines` wrote.
+
+    Raises:
+        CdulError: There is no run in ``path``, or its information is damaged.
+    """
+    return Run(path)

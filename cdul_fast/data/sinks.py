@@ -1,0 +1,212 @@
+"""Files of a run directory, written so that a crash at any moment leaves either the old state or the new.
+
+Every file is written to a temporary name, flushed to disk, renamed; a shard's views come before its labels,
+so the labels file is the mark that the shard is complete. docs/formats.md lists every column and key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdul_fast import __version__
+
+FORMAT = 1
+STATUSES = ("ok", "missing", "decode_error", "unsupported", "too_large", "encode_error")
+VIEWS_OF_GRID = "global+grid"
+VIEWS_OF_EXTREMES = "global,max,min"
+_TEMPORARY = re.compile(r"\.tmp-\d+-(.+)")
+
+
+@dataclasses.dataclass
+class ShardData:
+    """The rows of one shard: n rows, of which n_ok are ``ok``; C classes, V views, D dimensions."""
+
+    paths: list[str]  # [n], text form of cdul_fast.data.paths, relative to the run's root
+    status: list[str]  # [n], each one of STATUSES
+    error: list[str | None]  # [n]
+    width: np.ndarray  # [n] int32 pixels, 0 where unknown
+    height: np.ndarray  # [n] int32 pixels, 0 where unknown
+    scores: np.ndarray  # [n_ok, C] float32
+    labels: list[list[str]]  # [n], empty for rows that are not ok
+    cosines: np.ndarray  # [n_ok, V, C] float32
+    embeddings: np.ndarray | None  # [n_ok, V, D] float16
+
+
+def part_prefix(part: tuple[int, int] | None) -> str:
+    """What stands between ``labels-`` and the shard's number: empty, or ``<i>of<n>-`` for ``--shard i/n``."""
+    return "" if part is None else f"{part[0]}of{part[1]}-"
+
+
+def shard_name(index: int, part: tuple[int, int] | None = None) -> str:
+    """Name of a shard without its file's beginning and suffix, for example ``00000`` or ``2of8-00000``."""
+    return f"{part_prefix(part)}{index:05d}"
+
+
+def info_name(stem: str, part: tuple[int, int] | None = None) -> str:
+    """Name of a JSON file of the run, for example ``run.json`` or ``run-2of8.json``."""
+    return f"{stem}.json" if part is None else f"{stem}-{part[0]}of{part[1]}.json"
+
+
+def labels_path(folder: Path, name: str) -> Path:
+    """Where the rows of a shard lie."""
+    return folder / f"labels-{name}.parquet"
+
+
+def views_path(folder: Path, name: str) -> Path:
+    """Where the cosines and embeddings of a shard lie."""
+    return folder / f"views-{name}.safetensors"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; after the block, sync that file and rename it to ``path``.
+
+    An error in the block removes the temporary file and leaves ``path`` as it was.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path, part: tuple[int, int] | None = None) -> None:
+    """Delete what a killed run left half written; only files of this part, for another may be running."""
+    names = [f"labels-{part_prefix(part)}", f"views-{part_prefix(part)}"]
+    names += [info_name("run", part), info_name("manifest", part)]
+    if part is None:
+        names += ["texts", "report"]
+    for path in folder.glob(".tmp-*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and match[1].startswith(tuple(names)):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file atomically; infinities and NaN are refused."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_texts(folder: Path, texts: np.ndarray) -> None:
+    """Write the class embeddings (float32 [C, D], rows of length one) as ``texts.safetensors``."""
+    from safetensors.numpy import save_file
+
+    with replacing(folder / "texts.safetensors") as temporary:
+        save_file({"texts": np.ascontiguousarray(texts, dtype=np.float32)}, temporary)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    data: ShardData,
+    *,
+    classes: Sequence[str],
+    config: dict[str, Any],
+    fingerprint: str = "",
+    view_layout: str = VIEWS_OF_GRID,
+) -> None:
+    """Write one shard: the views first, then the labels with the views' checksum in their metadata.
+
+    Args:
+        folder: The run directory.
+        name: From `shard_name`.
+        data: The rows.
+        classes: The C class names, in the order of the scores.
+        config: The run's settings, kept in the metadata as JSON.
+        fingerprint: Of the encoder that made the cosines.
+        view_layout: `VIEWS_OF_GRID`, or `VIEWS_OF_EXTREMES` where only extremes over the tiles are known.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {"cosines": np.ascontiguousarray(data.cosines, dtype=np.float32)}
+    if data.embeddings is not None:
+        tensors["embeddings"] = np.ascontiguousarray(data.embeddings, dtype=np.float16)
+    views = views_path(folder, name)
+    with replacing(views) as temporary:
+        save_file(tensors, temporary, metadata={"view_layout": view_layout, "fingerprint": fingerprint})
+        digest = file_digest(temporary)
+    write_labels(
+        folder,
+        name,
+        data,
+        classes=classes,
+        config=config,
+        metadata={"views_sha256": digest, "view_layout": view_layout, "fingerprint": fingerprint},
+    )
+
+
+def write_labels(
+    folder: Path,
+    name: str,
+    data: ShardData,
+    *,
+    classes: Sequence[str],
+    config: dict[str, Any],
+    metadata: dict[str, str],
+) -> None:
+    """Write the rows of a shard beside views that exist already; arguments as for `write_shard`."""
+    import pyarrow.parquet as pq
+
+    full = {
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "config": json.dumps(config, ensure_ascii=False, allow_nan=False),
+        "version": __version__,
+        **metadata,
+    }
+    table = labels_table(data, len(classes)).replace_schema_metadata(full)
+    with replacing(labels_path(folder, name)) as temporary:
+        # Page checksums let a later run tell a damaged file from a good one.
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def labels_table(data: ShardData, n_classes: int) -> Any:
+    """The rows of a shard as a `pyarrow.Table` in the schema of docs/formats.md, without metadata."""
+    import pyarrow as pa
+
+    ok = np.array([status == "ok" for status in data.status], dtype=bool)
+    scores = np.zeros((len(ok), n_classes), np.float32)
+    scores[ok] = data.scores
+    values = pa.array(scores.reshape(-1), pa.float32())
+    columns = {
+        "path": pa.array(data.paths, pa.string()),
+        "status": pa.array(data.status, pa.string()),
+        "error": pa.array(data.error, pa.string()),
+        "width": pa.array(data.width, pa.int32()),
+        "height": pa.array(data.height, pa.int32()),
+        "scores": pa.FixedSizeListArray.from_arrays(values, n_classes, mask=pa.array(~ok)),
+        "labels": pa.array(data.labels, pa.list_(pa.string())),
+    }
+    return pa.table(columns)
