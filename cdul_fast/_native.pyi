@@ -12,3 +12,42 @@ def best_cpu_level() -> str: ...
 def cpu_level() -> str: ...
 def set_cpu_level(name: str) -> None: ...
 def available_cores() -> int: ...
+def aggregate(
+    cosines: int,
+    images: int,
+    views: int,
+    classes: int,
+    aggregator: int,
+    scale: float,
+    zeta: float,
+    lam: float,
+    scores: int,
+    threads: int,
+) -> None: ...
+def aggregate_embeddings(
+    embeddings: int,
+    type: int,
+    texts: int,
+    images: int,
+    views: int,
+    classes: int,
+    dim: int,
+    aggregator: int,
+    scale: float,
+    zeta: float,
+    lam: float,
+    low_precision: bool,
+    scores: int,
+    cosines: int,
+    threads: int,
+) -> None: ...
+def label_step(
+    latent: int,
+    logits: int,
+    rows: int,
+    n_rows: int,
+    columns: int,
+    sigma: float,
+    step: float,
+    threads: int,
+) -> None: ...

@@ -43,4 +43,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_level", [] { return kLevelNames[static_cast<int>(cpu_level())]; });
   m.def("set_cpu_level", [](const std::string& name) { set_cpu_level(level_from_name(name)); });
   m.def("available_cores", &available_cores);
+  bind_aggregate(m);
+  bind_label_step(m);
 }

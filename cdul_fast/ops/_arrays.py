@@ -1,0 +1,133 @@
+"""NumPy arrays and torch tensors seen as memory: pointer, shape, dtype; torch is never imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = Any  # an np.ndarray or a torch.Tensor
+
+
+def is_tensor(x: object) -> bool:
+    """Whether ``x`` is a torch tensor; does not import torch."""
+    return any(cls.__module__ == "torch" and cls.__name__ == "Tensor" for cls in type(x).__mro__)
+
+
+def dtype_name(x: Array) -> str:
+    """``float32``, ``bfloat16``, ``uint8`` and so on, the same for both kinds of array."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def pointer(x: Array) -> int:
+    """The address of the first element."""
+    return int(x.data_ptr()) if is_tensor(x) else int(x.ctypes.data)
+
+
+def describe(x: object) -> str:
+    """For error messages: what was got."""
+    if isinstance(x, np.ndarray) or is_tensor(x):
+        array: Any = x
+        return f"{dtype_name(array)} of shape {tuple(array.shape)}"
+    return type(x).__name__
+
+
+def check_array(x: object, name: str, ndim: int | None, layout: str) -> Array:
+    """Refuses what is no array on the CPU, or has the wrong rank.
+
+    Args:
+        x: the argument.
+        name: its name, for messages.
+        ndim: the rank it must have; None for any.
+        layout: what its dimensions mean, such as ``[B, V, C]``.
+
+    Raises:
+        TypeError: ``x`` is neither a NumPy array nor a torch tensor.
+        ValueError: the rank is wrong, or the tensor lies on another device.
+    """
+    if not isinstance(x, np.ndarray) and not is_tensor(x):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a NumPy array or a torch tensor {layout}")
+    array: Any = x
+    if is_tensor(array) and array.device.type != "cpu":
+        raise ValueError(f"{name}: lies on {array.device}, expected the CPU")
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name}: got {describe(array)}, expected {ndim} dimensions {layout}")
+    return array
+
+
+def readable(x: Array, dtypes: Sequence[str], fallback: str | None, name: str) -> Array:
+    """``x`` itself where it is contiguous and of one of ``dtypes``, otherwise a copy that is.
+
+    Args:
+        x: a checked array.
+        dtypes: dtypes that are read as they are.
+        fallback: what other floating dtypes are converted to; None refuses them.
+        name: the argument's name, for messages.
+
+    Raises:
+        TypeError: the dtype is not among ``dtypes`` and is not converted.
+    """
+    given = dtype_name(x)
+    target = given
+    if given not in dtypes:
+        if fallback is None or "float" not in given:
+            raise TypeError(f"{name}: got {describe(x)}, expected {' or '.join(dtypes)}")
+        target = fallback
+    if is_tensor(x):
+        x = x.detach()
+        if target != given:
+            x = x.to(getattr(sys_torch(), target))
+        return x.contiguous()
+    return np.asarray(x, dtype=target, order="C")
+
+
+def writable(x: object, name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Array:
+    """Checks an array that an op writes into: nothing is converted or copied, since the result would be lost.
+
+    Raises:
+        TypeError: it is no array, or of another dtype.
+        ValueError: the shape differs, or it is read-only or not contiguous.
+    """
+    array = check_array(x, name, None, layout)
+    if dtype_name(array) != dtype:
+        raise TypeError(f"{name}: got {describe(array)}, expected {dtype}")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected {shape} {layout}")
+    if is_tensor(array):
+        if not array.is_contiguous():
+            raise ValueError(f"{name}: not contiguous; it is written in place, so a copy would not do")
+        return array.detach()
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: read-only; it is written in place")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: not contiguous; it is written in place, so a copy would not do")
+    return array
+
+
+def new_like(x: Array, shape: tuple[int, ...]) -> Array:
+    """An uninitialised float32 array of the same kind as ``x``."""
+    if is_tensor(x):
+        torch = sys_torch()
+        return torch.empty(shape, dtype=torch.float32)
+    return np.empty(shape, dtype=np.float32)
+
+
+def thread_count(threads: int | None) -> int:
+    """The native side's form of a ``threads`` argument: 0 means all cores.
+
+    Raises:
+        ValueError: ``threads`` is below 1.
+    """
+    if threads is None:
+        return 0
+    if threads < 1:
+        raise ValueError(f"threads: got {threads}, expected at least 1, or None for all cores")
+    return int(threads)
+
+
+def sys_torch() -> Any:
+    """The torch module, which a caller that holds a tensor has imported already."""
+    import torch
+
+    return torch

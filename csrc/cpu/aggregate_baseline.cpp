@@ -1,0 +1,8 @@
+// The portable variant: any x86-64 or arm64.
+#include "simd_baseline.h"
+// (first: the loops below are written in terms of it)
+#include "similarity_kernels.h"
+
+namespace cdul {
+const AggregateTable kAggregateBaseline = {&aggregate_photo, &pack, &multiply};
+}  // namespace cdul

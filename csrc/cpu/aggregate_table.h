@@ -1,0 +1,50 @@
+// What aggregate.cpp needs from the instruction-set variants: one table of functions each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cdul/aggregate.h"
+
+namespace cdul {
+
+// The widest vector of any variant, in floats: buffers are padded to it so that one size serves all.
+constexpr int64_t kMaxWidth = 16;
+
+constexpr int64_t padded_classes(int64_t classes) {
+  return (classes + kMaxWidth - 1) / kMaxWidth * kMaxWidth;
+}
+
+// A view of some rows of embeddings. `words`: room for `rows` rows of `dim` floats, used where the rows
+// cannot be multiplied as they lie; `inverse_lengths`: room for `rows` floats.
+struct EmbeddingRows {
+  const void* data;  // [rows, dim], of type `type`
+  ElementType type;
+  int64_t rows, dim;
+  float* words;
+  float* inverse_lengths;
+};
+
+struct AggregateTable {
+  // Scores of one photo. `buffers`: 4 rows of padded_classes() floats.
+  void (*photo)(const float* cosines,  // [views, stride]
+                int64_t stride, int64_t views, int64_t classes, const AggregateParams& params,
+                float* scores,  // [classes], out
+                float* buffers);
+
+  // Normalises kMaxWidth classes from `first_class` on and lays them out for multiply(); classes from
+  // `classes` on are zeros.
+  void (*pack)(const float* texts,  // [classes, dim]
+               int64_t first_class, int64_t classes, int64_t dim, bool low_precision,
+               float* packed);  // padded_classes() * dim floats, of which this call writes its classes
+
+  void (*multiply)(const EmbeddingRows& rows, const float* packed, int64_t classes, bool low_precision,
+                   float* cosines);  // [rows, padded_classes()], out
+};
+
+extern const AggregateTable kAggregateBaseline;
+extern const AggregateTable kAggregateAvx2;
+extern const AggregateTable kAggregateAvx512;
+extern const AggregateTable kAggregateAvx512Bf16;  // differs in low_precision alone
+
+}  // namespace cdul

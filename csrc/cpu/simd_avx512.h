@@ -1,0 +1,56 @@
+// Sixteen lanes: AVX-512 F and DQ. See simd_baseline.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace cdul {
+namespace {
+
+struct Simd {
+  static constexpr int kWidth = 16;
+  static constexpr int kTileRows = 5;
+  static constexpr int kTileVectors = 5;
+  static constexpr bool kFused = true;
+
+  typedef __m512 Reg;
+
+  static Reg set(float x) { return _mm512_set1_ps(x); }
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+  static Reg load_part(const float* p, int n, float fill) {
+    return _mm512_mask_loadu_ps(set(fill), first(n), p);
+  }
+  static void store_part(float* p, int n, Reg x) { _mm512_mask_storeu_ps(p, first(n), x); }
+  static Reg load_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Reg load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static Reg abs(Reg a) { return _mm512_abs_ps(a); }
+  static Reg select_ge(Reg a, Reg threshold, Reg x, Reg y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, threshold, _CMP_GE_OQ), y, x);
+  }
+  static float reduce_add(Reg a) { return _mm512_reduce_add_ps(a); }
+  static float reduce_max(Reg a) { return _mm512_reduce_max_ps(a); }
+
+  static Reg round(Reg t) { return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Reg scale(Reg p, Reg n) { return _mm512_scalef_ps(p, n); }
+
+ private:
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+}  // namespace
+}  // namespace cdul
