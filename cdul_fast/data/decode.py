@@ -15,6 +15,7 @@ import stat
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,11 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file is looked at when a folder is searched: a photo's suffix, in any case."""
+    return name[name.rfind(".") :].lower() in SUFFIXES
 
 
 class PhotoProblem(Exception):
@@ -75,7 +81,7 @@ def read_photo(path: str | os.PathLike[str]) -> bytes:
         # Without O_NONBLOCK, opening a named pipe would wait for a writer that never comes.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and os.path.islink(path) and not os.path.exists(path):  # noqa: PTH114, PTH110
+        if isinstance(error, OSError) and Path(path).is_symlink() and not Path(path).exists():
             raise PhotoProblem("missing", "a link to a file that is not there") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PhotoProblem("missing", reason or "cannot be opened") from None

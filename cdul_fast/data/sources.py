@@ -1,0 +1,259 @@
+"""Where photos come from: every kind of source behind one small class.
+
+`open_source` looks at what it is given and picks a reader: folder, glob and list are here, CSV and Parquet in
+`cdul_fast.data.tables`, VOC, COCO and NUS-WIDE in `cdul_fast.data.datasets`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cdul_fast.data.decode import SUFFIXES, is_photo_name, read_photo
+from cdul_fast.data.paths import encode_path, show_path
+from cdul_fast.errors import CdulError, ConfigError
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass
+class Source:
+    """The inputs of a run, in a fixed order: one row of the results for each.
+
+    Attributes:
+        kind: Name of the reader, as ``--format`` takes it.
+        root: Folder that the names count from, absolute.
+        names: Path of each photo relative to ``root`` (or absolute), as the operating system has it.
+        classes: Names of the classes that the source itself speaks of, or None.
+        reader: Reads photo ``index`` where the photos are no files of their own; None for files.
+    """
+
+    kind: str
+    root: Path
+    names: Sequence[str]
+    classes: tuple[str, ...] | None = None
+    reader: Callable[[int], bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Path of a photo in the text form of `cdul_fast.data.paths`, as in the ``path`` column."""
+        return encode_path(self.names[index])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a photo.
+
+        Raises:
+            PhotoProblem: It cannot be read; says why.
+        """
+        if self.reader is not None:
+            return self.reader(index)
+        return read_photo(self.root / self.names[index])
+
+    def narrowed(self, start: int, stop: int) -> Source:
+        """The same source with the photos ``start`` to ``stop`` (exclusive) alone."""
+        reader = self.reader
+        moved = None if reader is None else lambda index: reader(index + start)
+        return dataclasses.replace(self, names=self.names[start:stop], reader=moved)
+
+
+def open_source(
+    source: str | None,
+    *,
+    list_file: str | None = None,
+    format: str = "auto",
+    images: str | None = None,
+    split: str | None = None,
+) -> Source:
+    """Open whatever ``label`` is pointed at.
+
+    Args:
+        source: Folder, glob, photo, CSV or TSV, VOC folder, COCO JSON, NUS-WIDE folder or Parquet file.
+        list_file: Instead of ``source``: a file with a path a line, ``-`` for standard input.
+        format: Kind of source, or ``auto``.
+        images: Folder that relative paths count from, where it is not the usual one.
+        split: Split of a VOC or NUS-WIDE source.
+
+    Raises:
+        ConfigError: Nothing is there, or it is not what ``format`` says; names the file or field.
+    """
+    if list_file is not None:
+        return read_list(list_file, images)
+    assert source is not None
+    kind = guess_format(source) if format == "auto" else format
+    if split is not None and kind not in ("voc", "nus"):
+        raise ConfigError(f"--split is for VOC and NUS-WIDE sources; {show_path(source)} is a {kind} source")
+    if images is not None and kind in ("folder", "glob"):
+        raise ConfigError(f"--images is for sources that name photos; {show_path(source)} is a {kind} source")
+    if kind == "folder":
+        return read_folder(source)
+    if kind == "glob":
+        return read_glob(source)
+    if kind == "list":
+        return read_list(source, images)
+    if kind in ("csv", "parquet"):
+        from cdul_fast.data import tables
+
+        return tables.read_csv(source, images) if kind == "csv" else tables.read_parquet(source, images)
+    from cdul_fast.data import datasets
+
+    if kind == "voc":
+        return datasets.read_voc(source, split)
+    if kind == "coco":
+        return datasets.read_coco(source, images)
+    return datasets.read_nus(source, images, split)
+
+
+def guess_format(source: str) -> str:
+    """The kind of source that a path looks like, as ``--format`` takes it.
+
+    Raises:
+        ConfigError: There is nothing, or nothing that can be told apart.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            if (path / "JPEGImages").is_dir() and (
+                (path / "Annotations").is_dir() or (path / "ImageSets").is_dir()
+            ):
+                return "voc"
+            if (path / "ImageList").is_dir():
+                return "nus"
+            return "folder"
+        if path.exists():
+            suffix = path.suffix.lower()
+            kinds = {".csv": "csv", ".tsv": "csv", ".json": "coco", ".parquet": "parquet"}
+            if suffix in kinds:
+                return kinds[suffix]
+            if suffix in SUFFIXES:
+                return "folder"
+            hint = " (for a file of paths use --list)" if suffix in ("", ".txt", ".lst") else ""
+            raise ConfigError(f"{show_path(source)}: not a kind of source that is known{hint}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{show_path(source)}: {getattr(error, 'strerror', None) or error}") from None
+    if _MAGIC.search(source):
+        return "glob"
+    raise ConfigError(f"{show_path(source)}: no such file or folder")
+
+
+def read_folder(folder: str) -> Source:
+    """Every photo below a folder, sorted by path; one photo's own path gives that photo alone.
+
+    Photos are what has a photo's suffix, in any case. Links to files are followed, links to folders are not
+    (a link upwards would never end). A folder with such a suffix gets a row of its own and is searched like
+    any other.
+
+    Raises:
+        ConfigError: The folder is not there or cannot be read.
+    """
+    root = Path(folder).absolute()
+    if root.is_file():
+        return Source("folder", root.parent, [root.name])
+    names: list[str] = []
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                for entry in entries:
+                    name = below + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(name + "/")
+                    if is_photo_name(entry.name):
+                        names.append(name)
+        except OSError as error:
+            raise ConfigError(f"{show_path(root / below)}: {error.strerror or error}") from None
+    names.sort()
+    return Source("folder", root, names)
+
+
+def read_glob(pattern: str) -> Source:
+    """What a pattern matches, sorted; ``**`` matches any depth. Paths count from the part without wildcards.
+
+    Folders are passed over unless they are named like a photo.
+    """
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), len(parts))
+    root = Path(*parts[:fixed]).absolute()
+    rest = str(Path(*parts[fixed:]))
+    names = sorted(
+        name
+        for name in glob.iglob(rest, root_dir=root, recursive=True)
+        if is_photo_name(name) or not (root / name).is_dir()
+    )
+    return Source("glob", root, names)
+
+
+def read_list(file: str, images: str | None = None) -> Source:
+    """Photos named in a file, one a line, in its order; ``-`` reads standard input.
+
+    If the file holds a NUL byte, names end with NUL instead of a line's end (``find -print0``), so that they
+    may hold line ends themselves. Empty lines are skipped. Relative names count from ``images``, or else from
+    the current folder.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--list {show_path(file)}: {error.strerror or error}") from None
+    lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    return Source("list", *rooted([os.fsdecode(line) for line in lines if line.strip()], images or "."))
+
+
+def rooted(names: Sequence[str], folder: str | Path) -> tuple[Path, list[str]]:
+    """An absolute root and the names relative to it; an absolute name outside of it stays absolute."""
+    root = Path(folder).absolute()
+    beginning = str(root).rstrip("/") + "/"
+    return root, [n.removeprefix(beginning) if n.startswith("/") else n for n in names]
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """``path`` if it is a folder.
+
+    Raises:
+        ConfigError: It is not; says what was looked for.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{show_path(path)}: no such folder ({what})")
+    return path
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a text file that a data set comes with, without line ends and empty lines.
+
+    Raises:
+        ConfigError: The file is not there or is no text; says what it is for.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{show_path(path)}: {error.strerror or error} ({what})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{show_path(path)}: not UTF-8 text ({what})") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def select_part(source: Source, limit: int | None, part: tuple[int, int] | None) -> Source:
+    """The photos that one run labels: the first ``limit``, and of these part i of n (contiguous, in order).
+
+    Raises:
+        CdulError: Nothing is left to label.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    start, stop = 0, count
+    if part is not None:
+        index, total = part
+        start, stop = count * (index - 1) // total, count * index // total
+    if count == 0:
+        raise CdulError(f"no photos found in {show_path(source.root)} ({source.kind} source)")
+    return source.narrowed(start, stop)
