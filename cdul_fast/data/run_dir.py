@@ -18,6 +18,7 @@ from cdul_fast.data.sinks import VIEWS_OF_GRID, info_name, labels_path, shard_na
 from cdul_fast.errors import CdulError
 
 _LABELS_FILE = re.compile(r"labels-((?:(\d+)of(\d+)-)?(\d{5,}))\.parquet")
+_DTYPES = {"F32": "<f4", "F16": "<f2"}
 _INFO_FILE = re.compile(r"(?:run|manifest)(?:-(\d+)of(\d+))?\.json")
 
 
@@ -80,9 +81,19 @@ class Shard:
             raise _damaged(self.views_path, error) from None
 
     def _tensor(self, key: str) -> np.ndarray | None:
-        file = self._open()
+        """A tensor of the views file, read from the disk page by page as it is used, not copied."""
+        file = self._open()  # has checked the header against the file's size
         names = set(file.keys())
-        return np.asarray(file.get_tensor(key)) if key in names else None
+        if key not in names:
+            return None
+        with self.views_path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            entry = json.loads(raw.read(length))[key]
+        shape, dtype = tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        offset = 8 + length + entry["data_offsets"][0]
+        return np.asarray(np.memmap(self.views_path, dtype, "r", offset, shape))
 
 
 def _damaged(path: Path, error: Exception) -> CdulError:
@@ -138,6 +149,11 @@ class Run:
                 elif not views_path(self.path, name).exists():
                     missing.append(views_path(self.path, name).name)
         return missing
+
+    @property
+    def parts(self) -> Parts:
+        """The information of every part of ``--shard``, None for one not begun; (0, 0) for a run in one part."""
+        return self._parts
 
     @property
     def view_layout(self) -> str:

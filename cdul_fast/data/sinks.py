@@ -24,6 +24,8 @@ FORMAT = 1
 STATUSES = ("ok", "missing", "decode_error", "unsupported", "too_large", "encode_error")
 VIEWS_OF_GRID = "global+grid"
 VIEWS_OF_EXTREMES = "global,max,min"
+# Columns of few distinct values.
+_REPEATING = ["status", "error", "width", "height", "labels.list.element"]
 _TEMPORARY = re.compile(r"\.tmp-\d+-(.+)")
 
 
@@ -178,6 +180,20 @@ def write_labels(
     metadata: dict[str, str],
 ) -> None:
     """Write the rows of a shard beside views that exist already; arguments as for `write_shard`."""
+    table = labels_table(data, len(classes))
+    write_labels_table(folder, name, table, classes=classes, config=config, metadata=metadata)
+
+
+def write_labels_table(
+    folder: Path,
+    name: str,
+    table: Any,
+    *,
+    classes: Sequence[str],
+    config: dict[str, Any],
+    metadata: dict[str, str],
+) -> None:
+    """Write the rows of a shard that are a `pyarrow.Table` in the schema of `labels_table` already."""
     import pyarrow.parquet as pq
 
     full = {
@@ -186,10 +202,16 @@ def write_labels(
         "version": __version__,
         **metadata,
     }
-    table = labels_table(data, len(classes)).replace_schema_metadata(full)
     with replacing(labels_path(folder, name)) as temporary:
-        # Page checksums let a later run tell a damaged file from a good one.
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        pq.write_table(
+            table.replace_schema_metadata(full),
+            temporary,
+            compression="zstd",
+            # Scores hardly repeat: a dictionary of them triples the time and makes the file a half larger.
+            use_dictionary=_REPEATING,
+            # Page checksums let a later run tell a damaged file from a good one.
+            write_page_checksum=True,
+        )
 
 
 def labels_table(data: ShardData, n_classes: int) -> Any:
