@@ -18,8 +18,9 @@ _EXPORTS: dict[str, str] = {
     "LabelConfig": "cdul_fast.config",
     "Run": "cdul_fast.data.run_dir",
     "open_run": "cdul_fast.data.run_dir",
+    "write_report": "cdul_fast.reporting",
 }
-_SUBMODULES = ("data", "encoders", "ops", "training")
+_SUBMODULES = ("data", "encoders", "ops", "reporting", "training")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 
