@@ -16,7 +16,9 @@ _EXPORTS: dict[str, str] = {
     "CdulError": "cdul_fast.errors",
     "ConfigError": "cdul_fast.errors",
     "LabelConfig": "cdul_fast.config",
+    "LabelResult": "cdul_fast.pipeline",
     "Run": "cdul_fast.data.run_dir",
+    "label_images": "cdul_fast.pipeline",
     "open_run": "cdul_fast.data.run_dir",
     "write_report": "cdul_fast.reporting",
 }

@@ -152,7 +152,7 @@ class Run:
 
     @property
     def parts(self) -> Parts:
-        """The information of every part of ``--shard``, None for one not begun; (0, 0) for a run in one part."""
+        """Information of every part of ``--shard``, None for one not begun; (0, 0) for a run in one part."""
         return self._parts
 
     @property
