@@ -163,24 +163,13 @@ class LabelConfig:
 
     threshold: float | None = option(
         None,
-        "a photo's labels are the classes with at least this score; without it and --top-k, bounds per class "
-        "found in the scores of the whole run",
+        "a photo's labels are the classes with at least this score; without it a rule that adapts to the "
+        "number of classes",
         group=_LABELS,
         example="--threshold 0.2",
     )
     top_k: int | None = option(
-        None,
-        "so many labels a photo, best first; with --threshold at most so many",
-        group=_LABELS,
-        unit="labels",
-        example="--top-k 3",
-    )
-    expected_labels: float | None = option(
-        None,
-        "labels a photo to aim at on average, where the rule is the adaptive one",
-        group=_LABELS,
-        unit="labels",
-        example="--expected-labels 1.5",
+        None, "at most so many labels a photo, best first", group=_LABELS, unit="labels", example="--top-k 3"
     )
 
     model: str = option(
@@ -300,10 +289,6 @@ class LabelConfig:
             raise ConfigError(
                 "--overwrite and --retry-failed exclude each other: one deletes what the other keeps"
             )
-        if self.expected_labels is not None and (self.threshold is not None or self.top_k is not None):
-            raise ConfigError(
-                "--expected-labels excludes --threshold and --top-k: these fix the labels themselves"
-            )
         self.part()
 
     def part(self) -> tuple[int, int] | None:
@@ -332,12 +317,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("grid", 1, 64),
     ("overlap", 0.0, 0.9),
     ("grid2", 0, 64),
-    ("scale", 1e-6, 10_000),
+    ("scale", 1e-6, 1e6),
     ("zeta", 0.0, 1.0),
     ("lam", -1.0, 1.0),
     ("threshold", 0.0, 1.0),
     ("top_k", 1, 2**31),
-    ("expected_labels", 1e-6, 1e6),
     ("shard_size", 1, 1_000_000),
     ("threads", 1, 1024),
     ("batch_size", 1, 65_536),
