@@ -16,10 +16,13 @@ _EXPORTS: dict[str, str] = {
     "CdulError": "cdul_fast.errors",
     "ConfigError": "cdul_fast.errors",
     "LabelConfig": "cdul_fast.config",
+    "LabelResult": "cdul_fast.pipeline",
     "Run": "cdul_fast.data.run_dir",
+    "label_images": "cdul_fast.pipeline",
     "open_run": "cdul_fast.data.run_dir",
+    "write_report": "cdul_fast.reporting",
 }
-_SUBMODULES = ("data", "encoders", "ops", "training")
+_SUBMODULES = ("data", "encoders", "ops", "reporting", "training")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 

@@ -51,3 +51,17 @@ def label_step(
     step: float,
     threads: int,
 ) -> None: ...
+def crop_resize(
+    images: list[tuple[int, int, int, int]],
+    boxes: int,
+    count: int,
+    box_width: int,
+    fits: int,
+    fits_count: int,
+    size: int,
+    type: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    out: int,
+    threads: int,
+) -> None: ...

@@ -163,13 +163,24 @@ class LabelConfig:
 
     threshold: float | None = option(
         None,
-        "a photo's labels are the classes with at least this score; without it a rule that adapts to the "
-        "number of classes",
+        "a photo's labels are the classes with at least this score; without it and --top-k, bounds per class "
+        "found in the scores of the whole run",
         group=_LABELS,
         example="--threshold 0.2",
     )
     top_k: int | None = option(
-        None, "at most so many labels a photo, best first", group=_LABELS, unit="labels", example="--top-k 3"
+        None,
+        "so many labels a photo, best first; with --threshold at most so many",
+        group=_LABELS,
+        unit="labels",
+        example="--top-k 3",
+    )
+    expected_labels: float | None = option(
+        None,
+        "labels a photo to aim at on average, where the rule is the adaptive one",
+        group=_LABELS,
+        unit="labels",
+        example="--expected-labels 1.5",
     )
 
     model: str = option(
@@ -289,6 +300,10 @@ class LabelConfig:
             raise ConfigError(
                 "--overwrite and --retry-failed exclude each other: one deletes what the other keeps"
             )
+        if self.expected_labels is not None and (self.threshold is not None or self.top_k is not None):
+            raise ConfigError(
+                "--expected-labels excludes --threshold and --top-k: these fix the labels themselves"
+            )
         self.part()
 
     def part(self) -> tuple[int, int] | None:
@@ -317,11 +332,12 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("grid", 1, 64),
     ("overlap", 0.0, 0.9),
     ("grid2", 0, 64),
-    ("scale", 1e-6, 1e6),
+    ("scale", 1e-6, 10_000),
     ("zeta", 0.0, 1.0),
     ("lam", -1.0, 1.0),
     ("threshold", 0.0, 1.0),
     ("top_k", 1, 2**31),
+    ("expected_labels", 1e-6, 1e6),
     ("shard_size", 1, 1_000_000),
     ("threads", 1, 1024),
     ("batch_size", 1, 65_536),

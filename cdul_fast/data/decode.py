@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Pillow's names of the formats that are tried; anything else has the status "unsupported". Formats that start
-# other programs or read other files (EPS, for one) are left out on purpose.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# other programs or read other files (EPS, for one) are left out on purpose. JPEG stands for MPO too: Pillow
+# opens MPO files through its JPEG reader and has no reader of that name.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # No photo is a gigabyte; a file that large is refused unread.
@@ -85,18 +86,21 @@ def read_photo(path: str | os.PathLike[str]) -> bytes:
             raise PhotoProblem("missing", "a link to a file that is not there") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PhotoProblem("missing", reason or "cannot be opened") from None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        try:
-            info = os.fstat(descriptor)
-            if stat.S_ISDIR(info.st_mode):
-                raise PhotoProblem("unsupported", "a folder, not a file")
-            if not stat.S_ISREG(info.st_mode):
-                raise PhotoProblem("unsupported", "not a regular file")
-            if info.st_size > _MAX_FILE_BYTES:
-                raise PhotoProblem("too_large", f"a file of {info.st_size} bytes")
+    try:
+        info = os.fstat(descriptor)
+        if stat.S_ISDIR(info.st_mode):
+            raise PhotoProblem("unsupported", "a folder, not a file")
+        if not stat.S_ISREG(info.st_mode):
+            raise PhotoProblem("unsupported", "not a regular file")
+        if info.st_size > _MAX_FILE_BYTES:
+            raise PhotoProblem("too_large", f"a file of {info.st_size} bytes")
+        # Only now: Python makes no file object of a folder's descriptor.
+        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
             data = file.readall()
-        except OSError as error:
-            raise PhotoProblem("missing", error.strerror or str(error)) from None
+    except OSError as error:
+        raise PhotoProblem("missing", error.strerror or str(error)) from None
+    finally:
+        os.close(descriptor)
     if not data:
         raise PhotoProblem("decode_error", "the file is empty")
     return data

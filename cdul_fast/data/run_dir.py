@@ -152,7 +152,7 @@ class Run:
 
     @property
     def parts(self) -> Parts:
-        """The information of every part of ``--shard``, None for one not begun; (0, 0) for a run in one part."""
+        """Information of every part of ``--shard``, None for one not begun; (0, 0) for a run in one part."""
         return self._parts
 
     @property
@@ -212,6 +212,26 @@ class Run:
             return np.asarray(load_file(path)["texts"])
         except (OSError, SafetensorError, KeyError) as error:
             raise _damaged(path, error) from None
+
+    def show(self, n: int = 6) -> None:
+        """Show a sample of ``n`` photos with their scores as bars in a notebook, or print rows elsewhere.
+
+        Raises:
+            ValueError: ``n`` is not positive.
+        """
+        from cdul_fast.reporting.notebook import show_run
+
+        show_run(self, n)
+
+    def __repr__(self) -> str:
+        from cdul_fast.reporting.notebook import run_text
+
+        return run_text(self)
+
+    def _repr_html_(self) -> str:
+        from cdul_fast.reporting.notebook import run_html
+
+        return run_html(self)
 
     def photo(self, path: str) -> Path:
         """Where the photo of a row lies, from the row's ``path``."""

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import re
 import sys
@@ -186,7 +185,7 @@ def read_glob(pattern: str) -> Source:
     rest = str(Path(*parts[fixed:]))
     names = sorted(
         name
-        for name in glob.iglob(rest, root_dir=root, recursive=True)
+        for name in (str(path.relative_to(root)) for path in root.glob(rest))
         if is_photo_name(name) or not (root / name).is_dir()
     )
     return Source("glob", root, names)

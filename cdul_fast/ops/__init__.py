@@ -1,6 +1,7 @@
 """The checked Python face of the native ops, for NumPy arrays and torch tensors."""
 
 from cdul_fast.ops._aggregate import AGGREGATORS, aggregate, aggregate_embeddings, cosines
+from cdul_fast.ops._crop_resize import crop_resize
 from cdul_fast.ops._label_step import check_label_step, label_step
 from cdul_fast.ops._levels import best_cpu_level, cpu_level, force_cpu_level
 
@@ -12,6 +13,7 @@ __all__ = [
     "check_label_step",
     "cosines",
     "cpu_level",
+    "crop_resize",
     "force_cpu_level",
     "label_step",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 Array = Any  # an np.ndarray or a torch.Tensor
+_CACHE_LINE_BYTES = 64
 
 
 def is_tensor(x: object) -> bool:
@@ -111,6 +113,31 @@ def new_like(x: Array, shape: tuple[int, ...]) -> Array:
         torch = sys_torch()
         return torch.empty(shape, dtype=torch.float32)
     return np.empty(shape, dtype=np.float32)
+
+
+def strides_bytes(x: Array) -> tuple[int, ...]:
+    """Bytes from an element to the next along each dimension."""
+    if is_tensor(x):
+        return tuple(step * x.element_size() for step in x.stride())
+    return tuple(x.strides)
+
+
+def new_array(shape: tuple[int, ...], dtype: str, *, tensor: bool) -> Array:
+    """An uninitialised array that starts on a cache line, so that whole lines can be stored past the caches.
+
+    Args:
+        shape: of the result.
+        dtype: as :func:`dtype_name` spells it; ``bfloat16`` only as a tensor.
+        tensor: torch or NumPy.
+    """
+    if tensor:
+        torch = sys_torch()
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.empty(size + _CACHE_LINE_BYTES, dtype=np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE_BYTES
+    return memory[start : start + size].view(kind).reshape(shape)
 
 
 def thread_count(threads: int | None) -> int:

@@ -8,6 +8,7 @@ namespace cdul::bindings {
 namespace py = pybind11;
 
 void bind_aggregate(py::module_& m);
+void bind_crop_resize(py::module_& m);
 void bind_label_step(py::module_& m);
 
 }  // namespace cdul::bindings

@@ -45,4 +45,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("available_cores", &available_cores);
   bind_aggregate(m);
   bind_label_step(m);
+  bind_crop_resize(m);
 }

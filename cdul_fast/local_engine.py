@@ -1,0 +1,262 @@
+"""The local engine: the pending photos of a run through threads, encoder and writer on one machine.
+
+Threads read, decode and crop photos straight into a ring of batch buffers; the calling thread feeds the
+encoder; one more thread aggregates and writes. Batches wait for a free buffer, so memory does not grow with
+the number of photos. Batches never cross a shard, and after a restart they are cut where they were before, so
+that a resumed run repeats the arithmetic of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cdul_fast.config import LabelConfig
+from cdul_fast.data.journal import Row
+from cdul_fast.data.paths import one_line
+from cdul_fast.data.shard_work import Batch, RunState
+from cdul_fast.data.sources import Source
+from cdul_fast.errors import CdulError
+from cdul_fast.progress import Progress
+from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
+
+logger = logging.getLogger("cdul_fast.label")
+
+# One buffer is encoded, one is ready, one is filling.
+_BUFFERS = 3
+# All buffers together stay below this unless one photo's views alone are larger.
+_MAX_BUFFER_BYTES = 768 << 20
+# Batches handed to the writer and not yet written; more would only hide that the disk is the limit.
+_WRITES_IN_FLIGHT = 4
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Stages:
+    """Seconds by stage, from whichever thread."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count ``seconds`` more; a stage must be counted by one thread only."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def limiting(self, threads: int) -> str:
+        """The stage that was busy longest, those that share the threads counted by thread."""
+        shares = {
+            "read": threads,
+            "decode": threads,
+            "crop": threads,
+            "encode": 1,
+            "aggregate": 1,
+            "write": 1,
+        }
+        busy = {stage: self.seconds.get(stage, 0.0) / share for stage, share in shares.items()}
+        return max(busy, key=lambda stage: busy[stage]) if any(busy.values()) else "none"
+
+
+def photos_per_batch(views: int, image_size: int, dtype: str, liked: int) -> int:
+    """How many photos to encode together.
+
+    Args:
+        views: V, views of a photo.
+        image_size: Side of a view in pixels.
+        dtype: Element type of the encoder's input.
+        liked: How many views the encoder likes in one call.
+
+    Returns:
+        The smallest number that wastes at most a fiftieth of the encoder's calls on padding, or wastes least,
+        among those whose buffers fit into memory.
+    """
+    bytes_a_photo = views * 3 * image_size * image_size * _ELEMENT_BYTES[dtype]
+    most = max(1, min(64, _MAX_BUFFER_BYTES // _BUFFERS // bytes_a_photo))
+    waste = {n: 1.0 - n * views / (-(-n * views // liked) * liked) for n in range(1, most + 1)}
+    least = min(waste.values())
+    return next(n for n in waste if waste[n] <= max(least, 0.02))
+
+
+def _make_buffer(views: int, image_size: int, dtype: str) -> Any:
+    """Uninitialised [views, 3, S, S] of the encoder's input type: NumPy, or torch for bfloat16."""
+    shape = (views, 3, image_size, image_size)
+    if dtype == "bfloat16":
+        import torch
+
+        return torch.empty(shape, dtype=torch.bfloat16)
+    return np.empty(shape, np.dtype(dtype))
+
+
+class Engine:
+    """The threads of one run; `run` does the work of all pending shards."""
+
+    def __init__(
+        self, config: LabelConfig, encoder: Any, texts: np.ndarray, state: RunState, stages: Stages
+    ) -> None:
+        self._state, self._encoder, self._texts, self._stages = state, encoder, texts, stages
+        self._spec = ViewSpec.of(config, encoder)
+        scale = encoder.logit_scale if config.scale is None else config.scale
+        self._scores = ScoreSpec(config.aggregator, float(scale), config.zeta, config.lam)
+        self.threads = config.threads or available_cores()
+        self._keep_embeddings = config.embeddings
+        self._photos = config.batch_size or photos_per_batch(
+            self._spec.views, self._spec.size, self._spec.dtype, max(1, encoder.batch)
+        )
+        self._encoded = 0
+
+    def run(self, progress: Progress) -> int:
+        """Label every pending photo; returns how many there were.
+
+        Raises:
+            CdulError: The encoder fails on everything, or the results cannot be written.
+            KeyboardInterrupt: As it came; what was finished is on disk.
+        """
+        done = 0
+        readers = ThreadPoolExecutor(self.threads, thread_name_prefix="cdul-read")
+        writer = ThreadPoolExecutor(1, thread_name_prefix="cdul-write")
+        free = deque(
+            _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
+            for _ in range(_BUFFERS)
+        )
+        waiting: deque[tuple[Batch, Any, list[Future[Prepared]]]] = deque()
+        writes: deque[Future[None]] = deque()
+        batches = self._state.batches(self._photos)
+        more = True
+        try:
+            while True:
+                while more and free:
+                    batch = next(batches, None)
+                    more = batch is not None
+                    if batch is not None:
+                        buffer = free.popleft()
+                        waiting.append((batch, buffer, self._submit(readers, batch, buffer)))
+                if not waiting:
+                    break
+                batch, buffer, futures = waiting.popleft()
+                prepared = [future.result() for future in futures]
+                embeddings = self._encode(batch, prepared, buffer)
+                free.append(buffer)
+                while len(writes) >= _WRITES_IN_FLIGHT:
+                    writes.popleft().result()
+                writes.append(writer.submit(self._write, batch, prepared, embeddings))
+                done += len(prepared)
+                progress.update(len(prepared), sum(photo.status != "ok" for photo in prepared))
+            while writes:
+                writes.popleft().result()
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+            # What is with the writer gets finished, and the journal brought to disk, however the run ends.
+            with contextlib.suppress(Exception):
+                writer.submit(self._state.flush).result()
+            writer.shutdown(wait=True)
+        return done
+
+    def _submit(self, readers: ThreadPoolExecutor, batch: Batch, buffer: Any) -> list[Future[Prepared]]:
+        views = self._spec.views
+        source: Source = self._state.source
+        return [
+            readers.submit(
+                prepare_photo,
+                source,
+                batch.work.start + row,
+                self._spec,
+                buffer[slot * views : (slot + 1) * views],
+            )
+            for slot, row in enumerate(batch.rows)
+        ]
+
+    def _encode(self, batch: Batch, prepared: Sequence[Prepared], buffer: Any) -> np.ndarray:
+        """Embeddings float32 [n_ok, V, D] of a batch; a photo that the encoder fails on gets a status."""
+        views = self._spec.views
+        for photo in prepared:
+            self._stages.add("read", photo.read_seconds)
+            self._stages.add("decode", photo.decode_seconds)
+            self._stages.add("crop", photo.crop_seconds)
+        slots = [slot for slot, photo in enumerate(prepared) if photo.status == "ok"]
+        for to, slot in enumerate(slots):
+            if to != slot:
+                buffer[to * views : (to + 1) * views] = buffer[slot * views : (slot + 1) * views]
+        with self._stages.timed("encode"):
+            if not slots:
+                return np.zeros((0, views, self._encoder.dim), np.float32)
+            try:
+                embeddings = self._embed(buffer[: len(slots) * views])
+                if np.isfinite(embeddings).all():
+                    self._encoded += len(slots)
+                    return embeddings
+                reason = "not a finite number"
+            except Exception as error:
+                logger.debug("the encoder failed on a batch", exc_info=True)
+                reason = one_line(f"{type(error).__name__}: {error}")
+            return self._encode_singly(batch, [prepared[slot] for slot in slots], buffer, reason)
+
+    def _encode_singly(
+        self, batch: Batch, photos: Sequence[Prepared], buffer: Any, reason: str
+    ) -> np.ndarray:
+        """Split a batch that the encoder failed on, to lose only the photos at fault."""
+        logger.warning("the encoder failed on a batch of %d photos (%s): one by one", len(photos), reason)
+        views = self._spec.views
+        good = []
+        for slot, photo in enumerate(photos):
+            try:
+                embeddings = self._embed(buffer[slot * views : (slot + 1) * views])
+                if not np.isfinite(embeddings).all():
+                    raise ValueError("the embedding is not finite")
+            except Exception as error:
+                photo.status = "encode_error"
+                photo.error = one_line(f"the encoder failed: {type(error).__name__}: {error}")
+                continue
+            self._encoded += 1
+            good.append(embeddings)
+        if self._encoded == 0:
+            raise CdulError(f"the encoder fails on every photo: {reason}")
+        if not good:
+            return np.zeros((0, views, self._encoder.dim), np.float32)
+        return np.concatenate(good)
+
+    def _embed(self, pixels: Any) -> np.ndarray:
+        embeddings = np.asarray(self._encoder.embed_images(pixels), dtype=np.float32)
+        return embeddings.reshape(-1, self._spec.views, embeddings.shape[-1])
+
+    def _write(self, batch: Batch, prepared: Sequence[Prepared], embeddings: np.ndarray) -> None:
+        with self._stages.timed("aggregate"):
+            n_classes = len(self._texts)
+            cosines = np.zeros((0, self._spec.views, n_classes), np.float32)
+            scores = np.zeros((0, n_classes), np.float32)
+            if len(embeddings):
+                cosines, scores = score_views(embeddings, self._texts, self._scores)
+        with self._stages.timed("write"):
+            rows = []
+            at = 0
+            for number, photo in zip(batch.rows, prepared, strict=True):
+                path = self._state.source.path(batch.work.start + number)
+                row = Row(path, photo.status, photo.error, photo.width, photo.height)
+                if photo.status == "ok":
+                    row.scores, row.cosines = scores[at], cosines[at]
+                    if self._keep_embeddings:
+                        row.embeddings = embeddings[at].astype(np.float16)
+                    at += 1
+                else:
+                    logger.info("%s: %s (%s)", one_line(path), photo.status, photo.error)
+                rows.append((number, row))
+            self._state.add(batch, rows)
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

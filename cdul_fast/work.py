@@ -1,0 +1,150 @@
+"""The work on one photo, as functions without state: pixels to views, embeddings to scores.
+
+The local pipeline runs them in threads; any other engine can call the very same functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from cdul_fast.config import LabelConfig
+from cdul_fast.data.decode import Decoded, PhotoProblem, decode_photo
+from cdul_fast.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec:
+    """How a photo becomes the encoder's input.
+
+    Attributes:
+        grid: Tiles a side.
+        overlap: Share of a tile in common with its neighbour.
+        grid2: Tiles a side of a second grid, 0 for none.
+        fits: [V] how each view becomes a square.
+        size: Side of a view in pixels.
+        mean: Per channel, on 0..1.
+        std: Per channel, on 0..1.
+        dtype: Element type of the encoder's input.
+        max_pixels: Photos with more are refused.
+        exif_rotate: Whether photos are turned upright.
+    """
+
+    grid: int
+    overlap: float
+    grid2: int
+    fits: tuple[str, ...]
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dtype: str
+    max_pixels: int
+    exif_rotate: bool
+
+    @classmethod
+    def of(cls, config: LabelConfig, encoder: Any) -> ViewSpec:
+        """The specification for a run's settings and its encoder."""
+        from cdul_fast.views import view_count, view_fits
+
+        return cls(
+            grid=config.grid,
+            overlap=config.overlap,
+            grid2=config.grid2,
+            fits=tuple(view_fits(view_count(config.grid, config.grid2), config.global_fit)),
+            size=encoder.image_size,
+            mean=tuple(encoder.mean),
+            std=tuple(encoder.std),
+            dtype=encoder.input_dtype,
+            max_pixels=config.max_pixels,
+            exif_rotate=config.exif_rotate,
+        )
+
+    @property
+    def views(self) -> int:
+        """V, the number of views of a photo."""
+        return len(self.fits)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A photo whose views are in the batch buffer (if its status is ok), and the seconds each step took."""
+
+    status: str
+    error: str | None
+    width: int
+    height: int
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    crop_seconds: float = 0.0
+
+
+def crop_views(pixels: np.ndarray, spec: ViewSpec, out: Any) -> None:
+    """Write the views of a photo (uint8 [H, W, 3] RGB) into ``out``, [V, 3, S, S] of the encoder's type."""
+    from cdul_fast import ops
+    from cdul_fast.views import view_boxes
+
+    height, width = pixels.shape[:2]
+    boxes = view_boxes(width, height, grid=spec.grid, overlap=spec.overlap, grid2=spec.grid2)
+    ops.crop_resize(
+        pixels,
+        boxes,
+        spec.size,
+        fit=list(spec.fits),
+        mean=spec.mean,
+        std=spec.std,
+        dtype=spec.dtype,
+        threads=1,
+        out=out,
+    )
+
+
+def prepare_photo(source: Source, index: int, spec: ViewSpec, out: Any) -> Prepared:
+    """Read, decode and crop one photo into ``out``; trouble with the photo becomes its status."""
+    start = time.perf_counter()
+    try:
+        data = source.read(index)
+    except PhotoProblem as problem:
+        seconds = time.perf_counter() - start
+        return Prepared(problem.status, problem.error, problem.width, problem.height, seconds)
+    read = time.perf_counter()
+    photo: Decoded = decode_photo(data, max_pixels=spec.max_pixels, exif_rotate=spec.exif_rotate)
+    decoded = time.perf_counter()
+    if photo.pixels is not None:
+        crop_views(photo.pixels, spec, out)
+    end = time.perf_counter()
+    return Prepared(
+        photo.status, photo.error, photo.width, photo.height, read - start, decoded - read, end - decoded
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSpec:
+    """How embeddings become scores: fields as in `cdul_fast.ops.aggregate`."""
+
+    aggregator: str
+    scale: float
+    zeta: float
+    lam: float
+
+
+def score_views(
+    embeddings: np.ndarray, texts: np.ndarray, spec: ScoreSpec, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and scores of photos.
+
+    Args:
+        embeddings: float32 [n, V, D].
+        texts: float32 [C, D].
+        spec: Aggregator and its settings.
+        threads: At most so many threads; None for all cores.
+
+    Returns:
+        Cosines float32 [n, V, C], and scores float32 [n, C].
+    """
+    from cdul_fast import ops
+
+    cosines = np.asarray(ops.cosines(embeddings, texts, threads=threads))
+    return cosines, np.asarray(ops.aggregate(cosines, **dataclasses.asdict(spec), threads=threads))

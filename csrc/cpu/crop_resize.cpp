@@ -1,0 +1,454 @@
+// Plans the crops: tables shared between views, bands of output rows for the threads, scratch for the kernels
+// of the instruction set in use.
+#include "cdul/crop_resize.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <vector>
+
+#include "cdul/cpu_level.h"
+#include "cdul/parallel.h"
+#include "crop_resize_kernels.h"
+
+namespace cdul {
+namespace {
+
+using crop::FinishJob;
+using crop::HorizontalJob;
+using crop::Kernels;
+using crop::PackedAxis;
+using crop::Packing;
+using crop::PixelFormat;
+using crop::VerticalJob;
+
+const Kernels& kernels_in_use() {
+#if defined(CDUL_X86)
+  switch (cpu_level()) {
+    case CpuLevel::avx512:
+      break;
+    case CpuLevel::avx2:
+      break;
+    case CpuLevel::baseline:
+      break;
+  }
+#endif
+  return crop::kBaselineKernels;
+}
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+int64_t power_of_two_from(int64_t value) {
+  int64_t power = 1;
+  while (power < value) power *= 2;
+  return power;
+}
+
+int64_t bytes_of(PixelType type) {
+  return type == PixelType::float32 ? 4 : (type == PixelType::uint8 ? 1 : 2);
+}
+
+// ---- tables --------------------------------------------------------------------------------------------
+
+// Writes four weights as `planes` dwords.
+void pack_four(Packing packing, const int32_t w[4], int32_t* out) {
+  const auto dword = [](int32_t a, int32_t b, int32_t c, int32_t d, int bits) {
+    const uint32_t mask = bits == 8 ? 0xffu : 0xffffu;
+    if (bits == 16) return static_cast<int32_t>((a & mask) | ((b & mask) << 16));
+    return static_cast<int32_t>((a & mask) | ((b & mask) << 8) | ((c & mask) << 16) | ((d & mask) << 24));
+  };
+  switch (packing) {
+    case Packing::plain:
+      std::copy_n(w, 4, out);
+      return;
+    case Packing::words: {
+      int32_t high[4], low[4];
+      for (int i = 0; i < 4; ++i) {
+        low[i] = static_cast<int8_t>(w[i]);
+        high[i] = (w[i] - low[i]) >> 8;
+      }
+      out[0] = dword(high[0], high[2], 0, 0, 16);
+      out[1] = dword(high[1], high[3], 0, 0, 16);
+      out[2] = dword(low[0], low[2], 0, 0, 16);
+      out[3] = dword(low[1], low[3], 0, 0, 16);
+      return;
+    }
+    case Packing::bytes: {
+      int32_t high[4], mid[4], low[4];
+      for (int i = 0; i < 4; ++i) {
+        low[i] = static_cast<int8_t>(w[i]);
+        const int32_t rest = (w[i] - low[i]) >> 8;
+        mid[i] = static_cast<int8_t>(rest);
+        high[i] = (rest - mid[i]) >> 8;
+      }
+      out[0] = dword(high[0], high[1], high[2], high[3], 8);
+      out[1] = dword(mid[0], mid[1], mid[2], mid[3], 8);
+      out[2] = dword(low[0], low[1], low[2], low[3], 8);
+      return;
+    }
+  }
+}
+
+// How windows are cut into groups of four.
+enum class Grouping {
+  automatic,  // sliding where every window has at most four pixels (enlarging), else aligned to fours
+  from_start  // each window by itself, from its first pixel
+};
+
+// An axis ready for the kernels. Pixels count from `base`, the first one that any window reads.
+struct AxisTable {
+  int64_t base = 0;
+  int64_t end = 0;         // one past the last pixel read, counted from the image's edge
+  int64_t max_groups = 0;  // of a window
+  bool sliding = false;
+  std::vector<int32_t> first, groups, coeffs;
+  std::vector<int32_t> start, length;  // windows in pixels, counted from the image's edge
+
+  PackedAxis packed() const {
+    return {
+        static_cast<int64_t>(start.size()), sliding, first.data(), groups.data(), coeffs.data(), max_groups};
+  }
+};
+
+AxisTable pack_axis(ResampleAxis axis, Grouping grouping, const Kernels& kernels) {
+  AxisTable table;
+  table.sliding = grouping == Grouping::automatic && axis.taps <= 4;
+  const bool aligned = grouping == Grouping::automatic && !table.sliding;
+  table.base = axis.start.front();
+  table.first.resize(axis.count);
+  table.groups.resize(axis.count);
+  for (int64_t i = 0; i < axis.count; ++i) {
+    const int64_t from = axis.start[i] - table.base;
+    const int64_t lead = aligned ? from % 4 : 0;
+    table.first[i] = static_cast<int32_t>(aligned ? from / 4 : from);
+    table.groups[i] = static_cast<int32_t>((lead + axis.length[i] + 3) / 4);
+    table.max_groups = std::max<int64_t>(table.max_groups, table.groups[i]);
+    table.end = std::max<int64_t>(table.end, int64_t{axis.start[i]} + axis.length[i]);
+  }
+  table.coeffs.assign(static_cast<size_t>(axis.count) * table.max_groups * kernels.planes, 0);
+  for (int64_t i = 0; i < axis.count; ++i) {
+    const int64_t lead = aligned ? (axis.start[i] - table.base) % 4 : 0;
+    const int32_t* const weights = &axis.coeffs[static_cast<size_t>(i) * axis.taps];
+    for (int64_t group = 0; group < table.groups[i]; ++group) {
+      int32_t four[4];
+      for (int64_t j = 0; j < 4; ++j) {
+        const int64_t tap = 4 * group + j - lead;
+        four[j] = tap >= 0 && tap < axis.length[i] ? weights[tap] : 0;
+      }
+      pack_four(kernels.packing, four,
+                &table.coeffs[static_cast<size_t>(i * table.max_groups + group) * kernels.planes]);
+    }
+  }
+  table.start = std::move(axis.start);
+  table.length = std::move(axis.length);
+  return table;
+}
+
+// Tables of one call, each made once: the tiles of a grid share theirs.
+class TableCache {
+ public:
+  explicit TableCache(const Kernels& kernels) : kernels_(kernels) {}
+
+  const AxisTable* resample(int64_t in, int64_t out, int64_t first, int64_t count, Grouping grouping) {
+    std::unique_ptr<AxisTable>& slot = tables_[{in, out, first, count, static_cast<int>(grouping)}];
+    if (!slot)
+      slot = std::make_unique<AxisTable>(pack_axis(resample_axis(in, out, first, count), grouping, kernels_));
+    return slot.get();
+  }
+
+  const AxisTable* identity(int64_t count) {
+    std::unique_ptr<AxisTable>& slot = tables_[{-1, 0, 0, count, 0}];
+    if (!slot)
+      slot = std::make_unique<AxisTable>(pack_axis(identity_axis(count), Grouping::automatic, kernels_));
+    return slot.get();
+  }
+
+ private:
+  const Kernels& kernels_;
+  std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int>, std::unique_ptr<AxisTable>> tables_;
+};
+
+// ---- scratch -------------------------------------------------------------------------------------------
+
+// A thread's buffer, kept between calls as long as it is small.
+class Arena {
+ public:
+  ~Arena() { std::free(memory_); }
+
+  // At least `bytes`, 64-byte aligned, zero where never written; null where there is no memory.
+  uint8_t* reserve(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = 0;
+      memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, round_up(bytes, 64)));
+      if (!memory_) return nullptr;
+      std::memset(memory_, 0, round_up(bytes, 64));
+      size_ = round_up(bytes, 64);
+    }
+    return memory_;
+  }
+
+  void shrink() {
+    if (size_ <= kKept) return;
+    std::free(memory_);
+    memory_ = nullptr;
+    size_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kKept = 8 << 20;
+  uint8_t* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+Arena& arena_of_this_thread() {
+  thread_local Arena arena;
+  return arena;
+}
+
+// ---- one view ------------------------------------------------------------------------------------------
+
+struct View {
+  const uint8_t* source;  // first pixel of the box
+  int64_t row_stride;
+  ResizeGeometry geometry;
+  const AxisTable* columns;   // windows along x
+  const AxisTable* rows;      // windows along y of the second pass
+  const AxisTable* prefirst;  // windows along y of a vertical first pass, or null
+  char* out;
+};
+
+// Output rows [begin, end) of a view, of those that are kept.
+struct Band {
+  const View* view;
+  int64_t begin, end;
+  const uint8_t* position;  // where its source starts: bands that read the same rows follow one another
+};
+
+// The buffers of a band, cut from one arena.
+struct Scratch {
+  int64_t pitch;        // dwords of one channel of the intermediate
+  int64_t kept_groups;  // rows of four of the intermediate, a power of two
+  int64_t ring_groups;  // transposed source groups, a power of two
+  int64_t row_bytes;    // of a row of a vertical first pass
+  int64_t bytes;
+
+  Scratch(const View& view, const Kernels& kernels) {
+    pitch = round_up(view.geometry.columns, 16);
+    kept_groups = power_of_two_from(view.rows->max_groups + 1 + kernels.lanes / 4);
+    ring_groups = power_of_two_from(view.columns->max_groups + 2 * crop::kRingStepGroups);
+    row_bytes = view.prefirst ? round_up(3 * (view.columns->end - view.columns->base), 64) : 0;
+    bytes = kept_groups * 3 * pitch * 4 + ring_groups * crop::kRingGroupBytes + kernels.lanes * row_bytes;
+  }
+};
+
+// Makes blocks of the intermediate, from the source or from a vertical first pass over it.
+class FirstPass {
+ public:
+  FirstPass(const View& view, const Kernels& kernels, const Scratch& scratch, uint8_t* memory,
+            std::vector<const uint8_t*>& window)
+      : view_(view), kernels_(kernels), scratch_(scratch), window_(window) {
+    axis_ = view.columns->packed();
+    intermediate_ = reinterpret_cast<uint32_t*>(memory);
+    ring_ = memory + scratch.kept_groups * 3 * scratch.pitch * 4;
+    resized_rows_ = ring_ + scratch.ring_groups * crop::kRingGroupBytes;
+  }
+
+  uint32_t* group(int64_t index) const {
+    return intermediate_ + (index & (scratch_.kept_groups - 1)) * 3 * scratch_.pitch;
+  }
+
+  // Makes the groups of one block, from `first_group` on; rows up to `last_row` exist, counted as the groups
+  // are from rows->base.
+  void run(int64_t first_group, int64_t last_row) {
+    const uint8_t* rows[16];
+    uint32_t* out[4];
+    for (int lane = 0; lane < kernels_.lanes; ++lane) {
+      const int64_t row = std::min(4 * first_group + lane, last_row);
+      if (!view_.prefirst)
+        rows[lane] = source_row(view_.rows->base + row);
+      else if (4 * first_group + lane > last_row)
+        rows[lane] = rows[lane - 1];
+      else
+        rows[lane] = resize_row(row, resized_rows_ + lane * scratch_.row_bytes);
+    }
+    for (int i = 0; i < kernels_.lanes / 4; ++i) out[i] = group(first_group + i);
+    HorizontalJob job;
+    job.rows = rows;
+    job.width = view_.columns->end - view_.columns->base;
+    job.axis = &axis_;
+    job.ring = ring_;
+    job.ring_groups = scratch_.ring_groups;
+    job.out = out;
+    job.pitch = scratch_.pitch;
+    kernels_.horizontal(job);
+  }
+
+ private:
+  // The first needed pixel of a row of the box.
+  const uint8_t* source_row(int64_t row) const {
+    return view_.source + row * view_.row_stride + 3 * view_.columns->base;
+  }
+
+  const uint8_t* resize_row(int64_t row, uint8_t* out) {
+    const AxisTable& axis = *view_.prefirst;
+    VerticalJob job;
+    job.groups = axis.groups[row];
+    const int64_t last = int64_t{axis.start[row]} + axis.length[row] - 1;
+    for (int64_t i = 0; i < 4 * job.groups; ++i) window_[i] = source_row(std::min(axis.start[row] + i, last));
+    job.rows = window_.data();
+    job.coeffs = &axis.coeffs[static_cast<size_t>(row * axis.max_groups) * kernels_.planes];
+    job.bytes = 3 * (view_.columns->end - view_.columns->base);
+    job.out = out;
+    kernels_.vertical(job);
+    return out;
+  }
+
+  const View& view_;
+  const Kernels& kernels_;
+  const Scratch& scratch_;
+  std::vector<const uint8_t*>& window_;
+  PackedAxis axis_;
+  uint32_t* intermediate_;
+  uint8_t* ring_;
+  uint8_t* resized_rows_;
+};
+
+void fill_padding(const View& view, int64_t size, int64_t row_begin, int64_t row_end,
+                  const PixelFormat& format) {
+  const ResizeGeometry& g = view.geometry;
+  if (g.columns == size && g.rows == size) return;
+  const int64_t bytes = bytes_of(format.type);
+  for (int channel = 0; channel < 3; ++channel) {
+    char pixel[4] = {0, 0, 0, 0};
+    if (format.type == PixelType::float32)
+      std::memcpy(pixel, format.table_f32 + channel * 256, 4);
+    else if (format.table_16)
+      std::memcpy(pixel, format.table_16 + channel * 256, 2);
+    for (int64_t y = row_begin; y < row_end; ++y) {
+      const bool kept = y >= g.out_row && y < g.out_row + g.rows;
+      char* const row = view.out + (channel * size + y) * size * bytes;
+      for (int64_t x = 0; x < size; ++x)
+        if (!kept || x < g.out_column || x >= g.out_column + g.columns)
+          std::memcpy(row + x * bytes, pixel, bytes);
+    }
+  }
+}
+
+// Throws std::bad_alloc.
+void run_band(const Band& band, int64_t size, const PixelFormat& format, const Kernels& kernels) {
+  const View& view = *band.view;
+  const ResizeGeometry& g = view.geometry;
+  const AxisTable& axis = *view.rows;
+  const int64_t bytes = bytes_of(format.type);
+  fill_padding(view, size, band.begin == 0 ? 0 : g.out_row + band.begin,
+               band.end == g.rows ? size : g.out_row + band.end, format);
+
+  const Scratch scratch(view, kernels);
+  uint8_t* const memory = arena_of_this_thread().reserve(scratch.bytes);
+  if (!memory) throw std::bad_alloc();
+  std::vector<const uint8_t*> source_window(view.prefirst ? 4 * view.prefirst->max_groups : 0);
+  std::vector<const uint32_t*> window(axis.max_groups + 1);
+  FirstPass first_pass(view, kernels, scratch, memory, source_window);
+
+  const int64_t last_row =
+      int64_t{axis.start[band.end - 1]} + axis.length[band.end - 1] - 1 - axis.base;  // ends never fall
+  const int64_t last_group = last_row / 4;
+  int64_t made = (axis.start[band.begin] - axis.base) / 4;
+
+  FinishJob job;
+  job.window = window.data();
+  job.columns = g.columns;
+  job.pitch = scratch.pitch;
+  job.channel_stride = size * size * bytes;
+  job.format = &format;
+  for (int64_t y = band.begin; y < band.end; y += job.rows) {
+    const int64_t first = axis.sliding ? axis.first[y] / 4 : axis.first[y];
+    job.shift = axis.sliding ? axis.first[y] % 4 : 0;
+    job.groups = job.shift ? 2 : axis.groups[y];
+    job.rows = axis.sliding && y + 1 < band.end && axis.first[y + 1] == axis.first[y] ? 2 : 1;
+    for (const int64_t needed = std::min(first + job.groups - 1, last_group); made <= needed;
+         made += kernels.lanes / 4)
+      first_pass.run(made, last_row);
+    for (int64_t i = 0; i < job.groups; ++i) window[i] = first_pass.group(std::min(first + i, last_group));
+    for (int i = 0; i < job.rows; ++i) {
+      job.coeffs[i] = &axis.coeffs[static_cast<size_t>((y + i) * axis.max_groups) * kernels.planes];
+      job.out[i] = view.out + ((g.out_row + y + i) * size + g.out_column) * bytes;
+    }
+    kernels.finish(job);
+  }
+}
+
+// ---- the call ------------------------------------------------------------------------------------------
+
+View plan_view(const CropResizeParams& params, const CropBox& box, TableCache& tables, char* out) {
+  const Image& image = params.images[box.image];
+  const int64_t width = box.x1 - box.x0, height = box.y1 - box.y0;
+  View view;
+  view.source = image.pixels + box.y0 * image.row_stride + 3 * box.x0;
+  view.row_stride = image.row_stride;
+  const ResizeGeometry& g = view.geometry = resize_geometry(width, height, params.size, box.fit);
+  view.columns = tables.resample(width, g.resized_width, g.first_column, g.columns, Grouping::automatic);
+  const auto rows = [&](Grouping grouping) {
+    return tables.resample(height, g.resized_height, g.first_row, g.rows, grouping);
+  };
+  view.prefirst = g.vertical_first ? rows(Grouping::from_start) : nullptr;
+  view.rows = g.vertical_first ? tables.identity(g.rows) : rows(Grouping::automatic);
+  view.out = out;
+  return view;
+}
+
+}  // namespace
+
+void crop_resize(const CropResizeParams& params) {
+  const Kernels& kernels = kernels_in_use();
+
+  std::vector<float> table_f32(3 * 256);
+  std::vector<uint16_t> table_16;
+  PixelFormat format{};
+  format.type = params.type;
+  if (params.type != PixelType::uint8) {
+    normalisation_table(params.mean, params.std, table_f32.data());
+    format.table_f32 = table_f32.data();
+    for (int c = 0; c < 3; ++c) {
+      const double inverse = 1.0 / static_cast<double>(params.std[c]);
+      const float high = static_cast<float>(inverse);
+      format.channel[c] = {params.mean[c], high, static_cast<float>(inverse - static_cast<double>(high))};
+    }
+  }
+  if (params.type == PixelType::bfloat16 || params.type == PixelType::float16) {
+    for (const float value : table_f32)
+      table_16.push_back(params.type == PixelType::bfloat16 ? bfloat16_bits(value) : float16_bits(value));
+    format.table_16 = table_16.data();
+  }
+  if (params.type == PixelType::float32) format.exact = kernels.formula_is_exact(format);
+
+  TableCache tables(kernels);
+  std::vector<View> views;
+  std::vector<Band> bands;
+  views.reserve(params.count);
+  const int64_t view_bytes = 3 * params.size * params.size * bytes_of(params.type);
+  for (int64_t i = 0; i < params.count; ++i) {
+    views.push_back(
+        plan_view(params, params.boxes[i], tables, static_cast<char*>(params.out) + i * view_bytes));
+    bands.push_back({&views.back(), 0, views.back().geometry.rows, views.back().source});
+  }
+
+  std::atomic<bool> out_of_memory{false};
+  parallel_for(static_cast<int64_t>(bands.size()), params.threads, [&](int64_t i) {
+    try {
+      run_band(bands[i], params.size, format, kernels);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+    arena_of_this_thread().shrink();
+  });
+  if (out_of_memory) throw std::bad_alloc();
+}
+
+}  // namespace cdul
