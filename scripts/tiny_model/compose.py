@@ -1,7 +1,7 @@
-"""Training views composed in batches with torch: glyphs on varied grounds, whole, cut, large, small or absent.
+"""Training views composed in batches with torch: glyphs on varied grounds, whole, cut, large or small.
 
-Nothing here draws a scene of the kind that is measured (see scenes.py): a view is what one might see when looking at
-a whole photo or at one tile of it, and its target is soft, because a cut object is a weak witness.
+Nothing here draws a scene of the kind that is measured (see scenes.py): a view is what one might see when
+looking at a whole photo or at one tile of it, and its target is soft, because a cut object is a weak witness.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Composer:
         return torch.cos(angle) * self.x + torch.sin(angle) * self.y
 
     def _fields(self, count: int) -> Tensor:
-        """Random fields 0..1 of one kind each: gradient, circle, stripes, checks or noise, [count, 1, side, side]."""
+        """Random fields 0..1, each gradient, circle, stripes, checks or noise, [count, 1, side, side]."""
         kinds = self.FIELD_KINDS[torch.randint(0, len(self.FIELD_KINDS), (count,), generator=self.random)]
         field = torch.empty(count, self.side, self.side)
         for kind in range(8):
@@ -158,7 +158,7 @@ class Composer:
         scale = torch.exp(self._uniform(math.log(0.11), math.log(0.42), count, 1))
         many = scale * torch.exp(self._uniform(-0.35, 0.35, count, MAX_OBJECTS))
         size = torch.where(several[:, None], many, one.expand(-1, MAX_OBJECTS))
-        # One object may lie anywhere that leaves part of it in view; several go to distinct cells of a 3x3 grid.
+        # One object may lie anywhere that leaves part of it in view; several go to cells of a 3x3 grid.
         alone = self._uniform(-1, 1, count, 1, 2) * (0.55 + 0.55 * size[:, :1, None])
         cells = torch.rand(count, 9, generator=self.random).argsort(1)[:, :MAX_OBJECTS]
         grid = torch.stack([cells % 3 - 1, cells // 3 - 1], -1) * 0.66 + self._uniform(
@@ -171,7 +171,7 @@ class Composer:
         return number, size, place
 
     def _objects(self, glyph: Tensor, size: Tensor, place: Tensor) -> Tensor:
-        """Samples glyphs at given sizes and places, turned, mirrored, stretched, [n, 4, side, side] premultiplied."""
+        """Samples glyphs, turned, mirrored and stretched, [n, 4, side, side] premultiplied."""
         n = len(glyph)
         upright = self._chance(0.3, n)
         angle = torch.where(upright, torch.zeros(n), self._uniform(-0.5, 0.5, n))
@@ -233,9 +233,9 @@ class Composer:
         return self._photographed(image), self._targets(label, seen, full)
 
     def _targets(self, label: Tensor, seen: Tensor, full: Tensor) -> Tensor:
-        """Weighs every object by how much of it can be seen; what is missing to one is spread over all classes."""
+        """Weighs objects by how much of them is seen; what is missing to one is spread over all classes."""
         share = seen / full.clamp(min=1)
-        # An object larger than the view is a good witness by the pixels it fills, however little of it is in view.
+        # An object larger than the view is a witness by the pixels it fills, however little is in view.
         share = torch.maximum(share, seen / (0.5 * self.side * self.side))
         weight = ((share - VISIBLE_FROM) / (VISIBLE_FULL - VISIBLE_FROM)).clamp(0, 1)
         target = torch.zeros(len(label), self.class_count).scatter_add_(1, label, weight)

@@ -104,7 +104,8 @@ def find_font(font: str | None = None) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"no Noto Color Emoji font at {font or ', '.join(FONT_PLACES)}: install fonts-noto-color-emoji or give --font"
+        f"no Noto Color Emoji font at {font or ', '.join(FONT_PLACES)}: "
+        "install fonts-noto-color-emoji or give --font"
     )
 
 

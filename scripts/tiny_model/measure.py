@@ -1,6 +1,7 @@
 """Measures the embedded model: mAP of global, mean, max and cdul on generated scenes and on the demo photos.
 
-The validation set chooses scale and zeta, the report set is only reported. Both are composed anew from their seeds.
+The validation set chooses scale and zeta, the report set is only reported. Both are composed anew
+from their seeds.
 Slow and readable on purpose (Pillow and torch only). Run from the repository root:
 
     python -m scripts.tiny_model.measure            # print the table
@@ -121,7 +122,7 @@ def figures(vectors: Tensor, truth: Tensor, text: Tensor, scale: float, zeta: fl
 
 
 def choose(vectors: Tensor, truth: Tensor, text: Tensor) -> tuple[float, float]:
-    """Chooses the scale by the `max` rule, then zeta at that scale, keeping 0 unless another is clearly better."""
+    """Chooses the scale at zeta 0, then zeta at that scale, keeping 0 unless another is clearly better."""
     scale = max(SCALES, key=lambda s: figures(vectors, truth, text, s, 0.0)["cdul"])
     by_zeta = {zeta: figures(vectors, truth, text, scale, zeta)["cdul"] for zeta in ZETAS}
     best = max(ZETAS, key=lambda z: by_zeta[z])
@@ -189,7 +190,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "zeta": zeta,
         "figures": {
             "command": COMMAND,
-            "metric": "mAP in percent, macro over classes with a positive; scenes are composed, not photographed",
+            "metric": "mAP in percent, macro over classes with a positive; composed scenes, no real photos",
             "scenes": {"validation": args.scenes, "report": args.scenes, "demo": len(demo[1])},
             "seeds": {**SEEDS, "single_objects": SINGLES_SEED},
             "map": rows,
@@ -210,7 +211,7 @@ def write_settings(path: Path, measured: dict[str, Any]) -> None:
         "zeta": measured["zeta"],
         "template": TEMPLATES[0],
         "provenance": {
-            "what": "a CLIP trained from scratch on views composed of Noto Color Emoji glyphs over computed grounds",
+            "what": "a CLIP trained from scratch on Noto Color Emoji glyphs over computed grounds",
             "commands": [
                 "python -m scripts.tiny_model.train",
                 "python -m scripts.tiny_model.scenes",

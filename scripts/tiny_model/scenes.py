@@ -31,12 +31,12 @@ Colour = tuple[int, int, int]
 LICENCE_NOTE = """# Licence of the demo photos
 
 The photos in `photos/` were composed by `scripts/tiny_model/scenes.py` from glyphs of **Noto Color Emoji**
-(copyright Google LLC and the Noto Emoji authors, https://github.com/googlefonts/noto-emoji), laid over computed
-backgrounds. They show no person and come from no photograph.
+(copyright Google LLC and the Noto Emoji authors, https://github.com/googlefonts/noto-emoji), laid over
+computed backgrounds. They show no person and come from no photograph.
 
 Noto Color Emoji is licensed under the SIL Open Font License, Version 1.1
-(https://openfontlicense.org). The licence lets documents be made with the font freely; the font itself is not shipped
-here. The photos and `truth.csv` may be used under the licence of this repository.
+(https://openfontlicense.org). The licence lets documents be made with the font freely; the font itself is not
+shipped here. The photos and `truth.csv` may be used under the licence of this repository.
 """
 
 

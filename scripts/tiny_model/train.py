@@ -1,7 +1,7 @@
 """Trains the tiny CLIP from scratch and writes it as an open_clip directory.
 
-The image tower is trained on free class vectors first; the text tower is then distilled onto those vectors, which
-takes seconds and is far better than training both at once. Run from the repository root:
+The image tower is trained on free class vectors first; the text tower is then distilled onto those vectors,
+which takes seconds and is far better than training both at once. Run from the repository root:
 
     python -m scripts.tiny_model.train --steps 4600 --minutes 18 --checkpoint tiny.pt
     python -m scripts.tiny_model.train --export-only --checkpoint tiny.pt
@@ -124,8 +124,8 @@ def share_gradients(parameters: list[torch.nn.Parameter], progress: float, worke
 def train_images(rank: int, args: argparse.Namespace) -> None:
     """Trains the image tower on free class vectors; one of `args.workers` equal processes of one thread.
 
-    One thread a process, each composing and learning from its own views, wastes least on small layers. Worker 0
-    writes the checkpoint: averaged weights of the tower (`visual`), class vectors, scale, steps and minutes.
+    One thread a process, each composing and learning from its own views, wastes least on small layers. Worker
+    0 writes the checkpoint: averaged weights of the tower (`visual`), class vectors, scale and counts.
     """
     torch.set_num_threads(1)
     rendezvous = f"file://{args.checkpoint.resolve()}.meeting"
@@ -135,6 +135,13 @@ def train_images(rank: int, args: argparse.Namespace) -> None:
     visual = build_model().visual.to(memory_format=torch.channels_last).train()
     vectors = torch.nn.Parameter(torch.randn(len(CLASS_NAMES), CONFIG["model_cfg"]["embed_dim"]))
     log_scale = torch.nn.Parameter(torch.tensor(math.log(10.0)))
+    before: dict[str, Any] = {"steps": 0, "views": 0, "minutes": 0.0, "runs": []}
+    if args.continue_from:
+        before = torch.load(args.continue_from, weights_only=True)
+        visual.load_state_dict(before["visual"])
+        with torch.no_grad():
+            vectors.copy_(before["vectors"])
+            log_scale.fill_(math.log(before["scale"]))
     matrices = [p for p in visual.parameters() if p.ndim > 1]
     others = [p for p in visual.parameters() if p.ndim <= 1]
     learned = [*matrices, *others, vectors, log_scale]
@@ -147,7 +154,7 @@ def train_images(rank: int, args: argparse.Namespace) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    batches = view_stream(args.font, args.batch // args.workers, args.seed + 1000 * rank)
+    batches = view_stream(args.font, args.batch // args.workers, args.seed + 1000 * rank + before["steps"])
     state = dict(visual.state_dict(), vectors=vectors.data)
     average = {name: value.detach().clone() for name, value in state.items()}
     started, loss_sum, progress, step = time.monotonic(), 0.0, 0.0, 0
@@ -185,9 +192,10 @@ def train_images(rank: int, args: argparse.Namespace) -> None:
                 "visual": {name: value for name, value in average.items() if name != "vectors"},
                 "vectors": average["vectors"],
                 "scale": log_scale.exp().item(),
-                "steps": step,
-                "views": step * args.batch,
-                "minutes": round(minutes, 1),
+                "steps": before["steps"] + step,
+                "views": before["views"] + step * args.batch,
+                "minutes": round(before["minutes"] + minutes, 1),
+                "runs": [*before["runs"], {"steps": step, "lr": args.lr}],
                 "seed": args.seed,
             }
             torch.save(checkpoint, args.checkpoint)
@@ -195,7 +203,7 @@ def train_images(rank: int, args: argparse.Namespace) -> None:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Share of the highest learning rate: a short rise, then a cosine down to almost nothing at progress 1."""
+    """Share of the highest learning rate: a short rise, then a cosine down to almost nothing."""
     rise = min(1.0, (step + 1) / 150)
     return rise * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
@@ -217,8 +225,8 @@ def settle_batch_norm(visual: torch.nn.Module, font: str | None, seed: int, batc
 def distil_text(model: CLIP, vectors: Tensor, scale: float, seed: int, steps: int = 700) -> float:
     """Trains the text tower to give the class vectors for the class names under every template.
 
-    Texts of random other tokens are kept away from all class vectors, so that a name the model was never taught
-    does not pass for a class.
+    Texts of random other tokens are kept away from all class vectors, so that a name the model was never
+    taught does not pass for a class.
 
     Returns:
         The mean cosine between texts and class vectors at the end.
@@ -283,7 +291,7 @@ def export(checkpoint: dict[str, Any], directory: Path, font: str | None) -> Non
     save_file(state, directory / "open_clip_model.safetensors", metadata={"format": "pt"})
     (directory / "open_clip_config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     (directory / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    facts = {key: checkpoint[key] for key in ("scale", "steps", "views", "minutes", "seed")}
+    facts = {key: checkpoint[key] for key in ("scale", "steps", "views", "minutes", "runs", "seed")}
     facts["text_cosine"] = round(cosine, 4)
     (directory / "tiny.json").write_text(json.dumps({"training": facts}, indent=2) + "\n")
     size = sum(path.stat().st_size for path in directory.iterdir())
@@ -308,6 +316,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--checkpoint", type=Path, default=Path("tiny.pt"))
+    parser.add_argument("--continue-from", type=Path, help="start a new schedule from this checkpoint")
     parser.add_argument("--export-only", action="store_true", help="export an existing checkpoint")
     parser.add_argument("--out", type=Path, default=TINY_DIR)
     add_font_option(parser)
