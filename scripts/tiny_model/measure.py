@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=TINY_DIR)
     parser.add_argument("--demo", type=Path, default=DEMO_DIR)
     parser.add_argument(
-        "--scenes", type=int, default=500, help="scenes of the validation and of the report set"
+        "--scenes", type=int, default=400, help="scenes of the validation and of the report set"
     )
     parser.add_argument(
         "--write", action="store_true", help="store choice and figures in the model's tiny.json"
