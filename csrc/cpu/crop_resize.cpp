@@ -31,9 +31,9 @@ const Kernels& kernels_in_use() {
 #if defined(CDUL_X86)
   switch (cpu_level()) {
     case CpuLevel::avx512:
-      break;
+      return crop::kAvx512Kernels;
     case CpuLevel::avx2:
-      break;
+      return crop::kAvx2Kernels;
     case CpuLevel::baseline:
       break;
   }
@@ -426,7 +426,7 @@ void crop_resize(const CropResizeParams& params) {
       table_16.push_back(params.type == PixelType::bfloat16 ? bfloat16_bits(value) : float16_bits(value));
     format.table_16 = table_16.data();
   }
-  if (params.type == PixelType::float32) format.exact = kernels.formula_is_exact(format);
+  if (params.type != PixelType::uint8) format.exact = kernels.formula_is_exact(format);
 
   TableCache tables(kernels);
   std::vector<View> views;
