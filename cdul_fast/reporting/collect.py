@@ -5,7 +5,6 @@ Only one shard is in memory at a time; what is kept is bounded by the number of 
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -225,9 +224,25 @@ def _nominate(stats: RunStatistics, rows: OkRows, shard: int, keep: int) -> None
     tie = np.random.default_rng(shard).random(len(rows.paths))
     ranks: dict[str, Any] = {"confident": -best, "uncertain": best, "many": -labels, "few": labels}
     for group in GROUPS:
-        order = np.lexsort((tie, ranks[group]))[:keep]
-        found = [
+        order = np.lexsort((tie, ranks[group]))
+        # On top of the best of all, the best of each class: one easy class must not fill the group.
+        first = order[np.unique(top[order], return_index=True)[1]] if group == "confident" else order[:0]
+        found = {
             Candidate(float(ranks[group][row]), float(tie[row]), shard, int(row), int(top[row]))
-            for row in order
-        ]
-        stats.candidates[group] = heapq.nsmallest(keep, [*stats.candidates.get(group, []), *found])
+            for row in (*order[:keep], *first)
+        }
+        stats.candidates[group] = _best(found.union(stats.candidates.get(group, ())), keep, group)
+
+
+def _best(found: set[Candidate], keep: int, group: str) -> list[Candidate]:
+    """The best candidates in order; of the confident also each class's best, so at most keep + C."""
+    ordered = sorted(found)
+    if group != "confident":
+        return ordered[:keep]
+    classes: set[int] = set()
+    kept = []
+    for place, candidate in enumerate(ordered):
+        if place < keep or candidate.top_class not in classes:
+            kept.append(candidate)
+        classes.add(candidate.top_class)
+    return kept

@@ -45,6 +45,12 @@ class Cell:
     photos: int
     share: float
 
+    @property
+    def text(self) -> str:
+        """The share in per cent; "<1" rather than a false zero."""
+        value = 100.0 * self.share
+        return "<1" if 0 < value < 0.5 else f"{value:.0f}"
+
 
 @dataclass(frozen=True)
 class Matrix:

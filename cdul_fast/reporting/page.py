@@ -35,7 +35,7 @@ _INFO_KEYS = (
 )
 _MODEL_KEYS = ("name", "pretrained", "backend", "precision")
 _GROUP_TEXTS = {
-    "confident": ("Confident", "The highest best score of all photos; classes differ where they can."),
+    "confident": ("Confident", "The highest scores, of different classes where there are enough."),
     "uncertain": ("Uncertain", "The lowest best score: nothing stands out."),
     "many": ("Many labels", "The photos with the most labels."),
     "few": ("Few labels", "The fewest labels among the photos not shown above."),

@@ -63,7 +63,7 @@ def choose(stats: RunStatistics, samples: int) -> dict[str, list[Candidate]]:
     """Shares the sample out over the groups; no photo is shown twice.
 
     Where every photo has the same number of labels, "many" and "few" say nothing and are left out. Among the
-    confident and the uncertain, classes that are not shown yet go first.
+    confident, classes that are not shown yet go first.
     """
     varied = int(np.count_nonzero(stats.labels_per_photo)) > 1
     groups = [group for group in GROUPS if varied or group in ("confident", "uncertain")]
@@ -75,7 +75,7 @@ def choose(stats: RunStatistics, samples: int) -> dict[str, list[Candidate]]:
     for position, group in enumerate(order):
         share = (total - len(taken)) // (len(order) - position)
         free = [c for c in stats.candidates.get(group, []) if (c.shard, c.row) not in taken]
-        if group in ("confident", "uncertain"):
+        if group == "confident":
             free = _varied(free)
         chosen[group] = free[:share]
         taken.update((c.shard, c.row) for c in chosen[group])
