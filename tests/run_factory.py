@@ -109,7 +109,7 @@ def make_run(
     views = 3 if view_layout != "global+grid" else (1 if grid <= 1 else 1 + grid * grid)
     cosines = synthetic_cosines(rng, photos, views, len(classes))
     scores = fused_scores(cosines)
-    threshold = float(settings["threshold"])
+    threshold = 0.2 if settings["threshold"] is None else float(settings["threshold"])
     names = list(names) if names is not None else [f"album/photo {i:05d}.jpg" for i in range(photos)]
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(names):

@@ -105,9 +105,11 @@ def seconds(value: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A config value as JSON, strings without quotes, nothing as a dash."""
+    """A config value as JSON, strings without quotes, nothing as a dash, fractions to five digits."""
     if value is None or value == "":
         return "–"
+    if isinstance(value, float):
+        return f"{value:.5g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

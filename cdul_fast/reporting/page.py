@@ -138,7 +138,8 @@ def render(run: Run, *, samples: int = 24, images_root: Path | None = None, phot
         style=(_TEMPLATES / "report.css").read_text("utf-8"),
         info=info,
         model=dict.fromkeys(_MODEL_KEYS) | run.model,
-        config=dict(run.config),
+        config=dict(sorted(run.config.items())),
+        thresholds=_thresholds(info),
         how=Aggregation.of_run(run),
         root=show_path(run.root),
         root_name=show_path(run.root.name or run.root),
@@ -190,6 +191,16 @@ def _threshold(run: Run) -> float | None:
     """The one threshold of all classes, if there is one."""
     value = run.config.get("threshold")
     return float(value) if isinstance(value, int | float) and not run.info.get("thresholds") else None
+
+
+def _thresholds(info: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The stored rule that chose the labels, and its bound for each class; None without one."""
+    stored = info.get("thresholds")
+    if not isinstance(stored, dict):
+        return None
+    values = stored.get("values")
+    rule = {key: value for key, value in stored.items() if key != "values"}
+    return {"rule": rule, "values": values if isinstance(values, dict) else {}}
 
 
 def _pairs(run: Run, stats: RunStatistics) -> figures.Matrix | None:

@@ -268,6 +268,15 @@ def test_an_interrupted_run_has_a_page(tmp_path: Path) -> None:
     assert "Photos labelled 6 of 7" in words(write_report(run))
 
 
+def test_the_rule_that_chose_the_labels_is_shown(tmp_path: Path) -> None:
+    stored = {"rule": "calibrated", "power": 0.51234567, "values": dict.fromkeys(CLASSES, 0.125)}
+    run = make_run(tmp_path / "run", photos=4, config={"threshold": None}, info={"thresholds": stored})
+    text = words(write_report(run))
+    assert "Thresholds rule calibrated power 0.51235" in text
+    assert "potted plant 0.125" in text
+    assert "threshold 0.2" not in text
+
+
 def test_failures_past_the_limit_are_counted(tmp_path: Path) -> None:
     failures = [(f"{i}.jpg", "decode_error" if i % 3 else "missing", f"reason {i % 3}") for i in range(300)]
     text = words(write_report(make_run(tmp_path / "run", photos=2, failures=failures)))
