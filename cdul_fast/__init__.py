@@ -17,9 +17,14 @@ _EXPORTS: dict[str, str] = {
     "ConfigError": "cdul_fast.errors",
     "LabelConfig": "cdul_fast.config",
     "LabelResult": "cdul_fast.pipeline",
+    "LabelSettings": "cdul_fast.pseudo_labels",
     "Run": "cdul_fast.data.run_dir",
+    "compare_label_quality": "cdul_fast.label_comparison",
+    "evaluate_run": "cdul_fast.evaluation",
     "label_images": "cdul_fast.pipeline",
     "open_run": "cdul_fast.data.run_dir",
+    "relabel_run": "cdul_fast.relabelling",
+    "sweep": "cdul_fast.sweeps",
     "write_report": "cdul_fast.reporting",
 }
 _SUBMODULES = ("data", "encoders", "ops", "reporting", "training")

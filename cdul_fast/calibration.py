@@ -94,27 +94,40 @@ class Thresholds:
         )
 
 
-def calibrate(scores: NDArray[np.float32], *, expected_labels: float | None = None) -> Thresholds:
+def sampled_rows(photos: int, classes: int, entries: int = _SPLIT_ENTRIES) -> NDArray[np.int64]:
+    """The rows that calibration looks at: all, or evenly spaced ones with ``entries`` scores between them."""
+    rows = max(2, entries // max(1, classes))
+    if photos <= rows:
+        return np.arange(photos, dtype=np.int64)
+    return np.linspace(0, photos - 1, rows).astype(np.int64)
+
+
+def calibrate(
+    scores: NDArray[np.float32], *, expected_labels: float | None = None, photos: int | None = None
+) -> Thresholds:
     """Finds thresholds per class from unlabelled softmax scores.
 
     Args:
         scores: [N, C] soft scores of a run's readable photos, not negative.
         expected_labels: The mean number of labels a photo to aim at; all bounds are then moved by one common
-            factor until the photos looked at have that many.
+            factor until the photos looked at have that many (all C where it asks for more).
+        photos: How many photos the run has, where ``scores`` are those of :func:`sampled_rows` alone.
 
     Returns:
         The thresholds; the same scores always give the same ones.
 
     Raises:
-        ValueError: For scores without a photo or a class, or an ``expected_labels`` outside 0..C.
+        ValueError: For scores without a photo or a class, or an ``expected_labels`` that is not above 0.
     """
     if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] == 0:
         raise ValueError(f"scores must be [N, C] with a photo and a class at least, got {list(scores.shape)}")
+    photos = len(scores) if photos is None else photos
     classes = scores.shape[1]
-    if expected_labels is not None and not 0 < expected_labels <= classes:
-        raise ValueError(f"expected_labels must lie above 0 and at most {classes}, got {expected_labels}")
-    power = _tempering_power(_spaced(scores, _TEMPER_ENTRIES))
-    tempered = temper(_spaced(scores, _SPLIT_ENTRIES), power)
+    if expected_labels is not None and not expected_labels > 0:
+        raise ValueError(f"expected_labels must be above 0, got {expected_labels}")
+    scores = scores[sampled_rows(len(scores), classes)]
+    power = _tempering_power(scores[sampled_rows(len(scores), classes, _TEMPER_ENTRIES)])
+    tempered = temper(scores, power)
     pooled = _two_part_split(tempered.reshape(-1, 1))[0]
     values = np.maximum(_two_part_split(tempered), _FLOOR * pooled)
     at_least_one = expected_labels is None or expected_labels >= 1
@@ -125,16 +138,8 @@ def calibrate(scores: NDArray[np.float32], *, expected_labels: float | None = No
         power=power,
         at_least_one=at_least_one,
         expected_labels=expected_labels,
-        photos=scores.shape[0],
+        photos=photos,
     )
-
-
-def _spaced(scores: NDArray[np.float32], entries: int) -> NDArray[np.float32]:
-    """At most ``entries`` scores, as whole rows spaced evenly over the photos; two rows at least."""
-    rows = max(2, entries // scores.shape[1])
-    if len(scores) <= rows:
-        return scores
-    return scores[np.linspace(0, len(scores) - 1, rows).astype(np.int64)]
 
 
 def _tempering_power(scores: NDArray[np.float32]) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.truth import Alignment, Truth, align, load_truth, match_classes, target_matrix
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.label_sets import read_label_sets
 from cdul_fast.metrics import SetScores, average_precision, set_scores
 from cdul_fast.tables import TableResult, optional, shorten
 
@@ -83,15 +84,7 @@ class EvaluationResult(TableResult):
         ]
         if self.left_out:
             lines.append(f"left out, no positive: {shorten(self.left_out)}")
-        if self.unknown:
-            lines.append(f"classes of the truth that the run does not have: {shorten(self.unknown)}")
-        if self.run_only:
-            lines.append(f"{len(self.run_only)} scored photos without truth: {shorten(self.run_only)}")
-        if self.truth_only:
-            lines.append(
-                f"{len(self.truth_only)} photos of the truth without scores: {shorten(self.truth_only)}"
-            )
-        return lines
+        return lines + mismatch_lines(self.unknown, self.run_only, self.truth_only)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; figures in 0..1, null where there is none."""
@@ -138,6 +131,22 @@ class Matched:
     targets: NDArray[np.int8]
     unknown: tuple[str, ...]
 
+    def notes(self) -> list[str]:
+        """Lines that name what one side has and the other has not."""
+        return mismatch_lines(self.unknown, self.alignment.run_only, self.alignment.truth_only)
+
+
+def mismatch_lines(unknown: Sequence[str], run_only: Sequence[str], truth_only: Sequence[str]) -> list[str]:
+    """Lines that name what a run and a truth do not share; none where they share everything."""
+    lines = []
+    if unknown:
+        lines.append(f"classes of the truth that the run does not have: {shorten(unknown)}")
+    if run_only:
+        lines.append(f"{len(run_only)} scored photos without truth: {shorten(run_only)}")
+    if truth_only:
+        lines.append(f"{len(truth_only)} photos of the truth without scores: {shorten(truth_only)}")
+    return lines
+
 
 def match_truth(
     paths: Sequence[str], classes: Sequence[str], truth: Truth, *, root: str, run: str
@@ -167,7 +176,7 @@ def match_truth(
     )
 
 
-def evaluate(run: Run | str | Path, truth: Truth | str | Path) -> EvaluationResult:
+def evaluate_run(run: Run | str | Path, truth: Truth | str | Path) -> EvaluationResult:
     """Marks the scores and label sets of a run, or of predictions in the same format, against the truth.
 
     Args:
@@ -237,13 +246,5 @@ def mark(
 def _stored_sets(run: Run) -> NDArray[np.bool_]:
     """The stored label sets of the photos that have scores, [N, C] in the order of ``run.scores()``."""
     table = run.table(["status", "labels"])
-    index = {name: position for position, name in enumerate(run.classes)}
-    sets = [
-        labels
-        for status, labels in zip(table["status"].to_pylist(), table["labels"].to_pylist(), strict=True)
-        if status == "ok"
-    ]
-    chosen = np.zeros((len(sets), len(run.classes)), dtype=np.bool_)
-    for row, names in enumerate(sets):
-        chosen[row, [index[name] for name in names or () if name in index]] = True
-    return chosen
+    rows = zip(table["status"].to_pylist(), table["labels"].to_pylist(), strict=True)
+    return read_label_sets((labels for status, labels in rows if status == "ok"), run.classes)

@@ -21,7 +21,7 @@ import numpy as np
 from cdul_fast import __version__
 from cdul_fast.config import LabelConfig
 from cdul_fast.data.decode import own_pixel_limit
-from cdul_fast.data.label_sets import calibrate_run, needs_calibration, sets_of_photos, write_label_sets
+from cdul_fast.data.label_columns import sets_of_photos, settle_labels
 from cdul_fast.data.lock import locked, waiting_for
 from cdul_fast.data.manifest import Manifest, inputs_digest, prompts_digest, read_manifest
 from cdul_fast.data.paths import encode_path, one_line, show_path
@@ -240,7 +240,9 @@ class _Session:
             layout,
             config=manifest.config,
             fingerprint=manifest.model["fingerprint"],
-            rule=lambda scores: sets_of_photos(scores, self.config, self.new.classes),
+            rule=lambda scores: sets_of_photos(
+                scores, self.new.classes, threshold=self.config.threshold, top_k=self.config.top_k
+            ),
             retry_failed=self.config.retry_failed,
         )
 
@@ -315,12 +317,13 @@ class _Session:
                 return
             if all(info["finished"] for _, info in infos):
                 return
-            more: dict[str, Any] = {"finished": True}
-            if needs_calibration(self.config):
-                thresholds = calibrate_run(run, self.config.expected_labels)
-                if thresholds is not None:
-                    write_label_sets(run, thresholds)
-                    more["thresholds"] = thresholds.to_json(run.classes)
+            thresholds = settle_labels(
+                run,
+                threshold=self.config.threshold,
+                top_k=self.config.top_k,
+                expected_labels=self.config.expected_labels,
+            )
+            more = {"finished": True, "thresholds": thresholds}
             for part, info in infos:
                 write_json(self.folder / info_name("run", part if part[1] else None), info | more)
         if self.config.report:

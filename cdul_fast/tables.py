@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class TableResult:
         console = Console()
         console.print(self.table(n))
         for line in self.summary():
-            console.print(plain(line), markup=False, highlight=False)
+            console.print(plain(line), markup=False, highlight=False, soft_wrap=True)
 
     def table(self, rows: int | None = None) -> Table:
         """The first ``rows`` rows, all without it, as a rich table."""
@@ -93,6 +95,17 @@ class TableResult:
         if isinstance(value, float):
             return f"{value * 100:.1f}" if name in self.percent else f"{value:.4g}"
         return str(value)
+
+
+def show_result(result: TableResult, figures: dict[str, Any], json_path: str | None) -> None:
+    """Prints a result and writes its figures as JSON: to a file beside the table, or ``-`` in its place."""
+    if json_path is not None:
+        text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False)
+        if json_path == "-":
+            print(text)
+            return
+        Path(json_path).write_text(text + "\n", encoding="utf-8")
+    result.show()
 
 
 def plain(text: str) -> str:

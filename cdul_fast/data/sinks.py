@@ -155,15 +155,13 @@ def write_shard(
         fingerprint: Of the encoder that made the cosines.
         view_layout: `VIEWS_OF_GRID`, or `VIEWS_OF_EXTREMES` where only extremes over the tiles are known.
     """
-    from safetensors.numpy import save_file
-
-    tensors = {"cosines": np.ascontiguousarray(data.cosines, dtype=np.float32)}
-    if data.embeddings is not None:
-        tensors["embeddings"] = np.ascontiguousarray(data.embeddings, dtype=np.float16)
-    views = views_path(folder, name)
-    with replacing(views) as temporary:
-        save_file(tensors, temporary, metadata={"view_layout": view_layout, "fingerprint": fingerprint})
-        digest = file_digest(temporary)
+    digest = write_views(
+        views_path(folder, name),
+        data.cosines,
+        data.embeddings,
+        fingerprint=fingerprint,
+        view_layout=view_layout,
+    )
     write_labels(
         folder,
         name,
@@ -172,6 +170,25 @@ def write_shard(
         config=config,
         metadata={"views_sha256": digest, "view_layout": view_layout, "fingerprint": fingerprint},
     )
+
+
+def write_views(
+    path: Path,
+    cosines: np.ndarray,
+    embeddings: np.ndarray | None,
+    *,
+    fingerprint: str = "",
+    view_layout: str = VIEWS_OF_GRID,
+) -> str:
+    """Write the views of a shard (float32 [n_ok, V, C], float16 [n_ok, V, D]) and give their SHA-256."""
+    from safetensors.numpy import save_file
+
+    tensors = {"cosines": np.ascontiguousarray(cosines, dtype=np.float32)}
+    if embeddings is not None:
+        tensors["embeddings"] = np.ascontiguousarray(embeddings, dtype=np.float16)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"view_layout": view_layout, "fingerprint": fingerprint})
+        return file_digest(temporary)
 
 
 def write_labels(

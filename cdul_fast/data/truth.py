@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cdul_fast.data.datasets import Difficult, LabelSets, coco_truth, nus_truth, voc_truth
+from cdul_fast.data.paths import encode_path, show_path
+from cdul_fast.data.sources import guess_format
+from cdul_fast.data.tables import LABEL_COLUMNS, read_photo_table
 from cdul_fast.errors import ConfigError
-
-_IMAGE_FIELDS = ("image", "path", "file", "filename", "file_name")
-_LABEL_FIELDS = ("labels", "label")
 
 
 @dataclass(frozen=True)
@@ -41,39 +41,46 @@ class Truth:
         return tuple(sorted(set().union(*self.labels))) if self.labels else ()
 
 
-def load_truth(path: str | Path) -> Truth:
-    """Reads a CSV or TSV file with the columns ``image`` and ``labels`` (names joined by ``;``, or none).
+def load_truth(path: str | Path, *, split: str | None = None, difficult: Difficult = "absent") -> Truth:
+    """Reads the true labels of a CSV or TSV file, a VOC folder, a COCO annotation file or a NUS-WIDE folder.
 
-    A photo on several rows has the labels of all of them.
+    A photo on several rows of a CSV has the labels of all of them.
+
+    Args:
+        path: The file or folder; what it is is told by looking at it.
+        split: The split of a VOC or NUS-WIDE folder; everything without it.
+        difficult: What a VOC class counts as where all its objects are marked difficult: ``absent``,
+            ``present`` or ``ignore`` (takes no part).
 
     Raises:
-        ConfigError: If the file is missing or not of this form; the message names the file and the field.
+        ConfigError: If it is missing or not of this form; the message names the file and the field.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"truth file {path} does not exist")
-    if path.is_dir():
+    kind = guess_format(str(path))
+    shown = show_path(path)
+    if split is not None and kind not in ("voc", "nus"):
+        raise ConfigError(f"--split is for a VOC or NUS-WIDE truth; {shown} is a {kind} file or folder")
+    if kind == "csv":
+        table = read_photo_table(path)
+        if table.labels is None:
+            raise ConfigError(f"truth {shown} has no column for labels ({', '.join(LABEL_COLUMNS)})")
+        merged: dict[str, frozenset[str]] = {}
+        for name, labels in zip(table.names, table.labels, strict=True):
+            merged[name] = merged.get(name, frozenset()) | labels
+        sets: LabelSets = (list(merged), list(merged.values()), [])
+    elif kind == "voc":
+        sets = voc_truth(str(path), split, difficult)
+    elif kind == "coco":
+        sets = coco_truth(str(path))
+    elif kind == "nus":
+        sets = nus_truth(str(path), split)
+    else:
         raise ConfigError(
-            f"truth must be a CSV file with the columns image and labels, got the directory {path}"
+            f"truth {shown}: wants a CSV or TSV file, a VOC folder, a COCO JSON or a NUS-WIDE folder"
         )
-    labels: dict[str, set[str]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            fields = reader.fieldnames or []
-            image_field = _field(fields, _IMAGE_FIELDS, path)
-            label_field = _field(fields, _LABEL_FIELDS, path)
-            for row in reader:
-                image = (row[image_field] or "").strip()
-                if not image:
-                    raise ConfigError(f"{path}, line {reader.line_num}: the field {image_field!r} is empty")
-                names = (name.strip() for name in (row[label_field] or "").split(";"))
-                labels.setdefault(image, set()).update(name for name in names if name)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"truth file {path} is not a UTF-8 CSV file: {error}") from error
-    if not labels:
-        raise ConfigError(f"truth file {path} has no rows")
-    return Truth(tuple(labels), tuple(frozenset(names) for names in labels.values()), str(path))
+    names, present, ignored = sets
+    if not names:
+        raise ConfigError(f"truth {shown} has no rows")
+    return Truth(tuple(encode_path(name) for name in names), tuple(present), str(path), tuple(ignored))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,17 +157,9 @@ def target_matrix(truth: Truth, rows: NDArray[np.int64], classes: Sequence[str])
     return targets
 
 
-def _field(fields: Sequence[str], wanted: tuple[str, ...], path: Path) -> str:
-    by_name = {field.strip().lower(): field for field in fields}
-    for name in wanted:
-        if name in by_name:
-            return by_name[name]
-    raise ConfigError(f"truth file {path} has no column {wanted[0]!r}; it has: {', '.join(fields) or 'none'}")
-
-
 def _relative(text: str, root: str | None) -> str:
     path = posixpath.normpath(text)
-    base = posixpath.normpath(root) + "/" if root else None
+    base = posixpath.normpath(encode_path(root)).rstrip("/") + "/" if root else None
     return path[len(base) :] if base and path.startswith(base) else path
 
 
