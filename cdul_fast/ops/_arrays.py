@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,29 @@ Array = Any  # an np.ndarray or a torch.Tensor
 _CACHE_LINE_BYTES = 64
 
 
+@cache
+def _is_tensor_type(cls: type) -> bool:
+    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
+
+
+@cache
+def _dtype_name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def is_tensor(x: object) -> bool:
     """Whether ``x`` is a torch tensor; does not import torch."""
-    return any(cls.__module__ == "torch" and cls.__name__ == "Tensor" for cls in type(x).__mro__)
+    return _is_tensor_type(type(x))
 
 
 def dtype_name(x: Array) -> str:
     """``float32``, ``bfloat16``, ``uint8`` and so on, the same for both kinds of array."""
-    return str(x.dtype).removeprefix("torch.")
+    return _dtype_name(x.dtype)
 
 
 def pointer(x: Array) -> int:
     """The address of the first element."""
-    return int(x.data_ptr()) if is_tensor(x) else int(x.ctypes.data)
+    return int(x.data_ptr()) if is_tensor(x) else int(x.__array_interface__["data"][0])
 
 
 def describe(x: object) -> str:

@@ -35,8 +35,6 @@ const AggregateTable& table() {
   return kAggregateBaseline;
 }
 
-int64_t photo_buffers(int64_t classes) { return 4 * padded_classes(classes); }
-
 int64_t photos_per_task(int64_t views, int64_t classes) {
   return std::max<int64_t>(1, kTaskCosines / std::max<int64_t>(1, views * classes));
 }

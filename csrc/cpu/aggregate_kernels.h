@@ -29,81 +29,124 @@ inline void store_lanes(float* p, int count, Simd::Reg x) {
     Simd::store_part(p, count, x);
 }
 
-// Writes exp(scale * (c - max c)) of one view to `e`, whole vectors, and returns 1 / their sum. Where a
-// multiply-add rounds once, scale * max is rounded once for the whole row, so that its error is a common
-// factor which the division removes; elsewhere the difference comes first, since it is exact for what
-// matters.
-inline float exponentials(const float* cosines, int64_t classes, float scale, float* e) {
+// The softmax of a view is exp(scale * (c - top)) over its sum, top being the view's largest cosine.
+struct Softmax {
+  float factor;  // scale * log2(e)
+
+  // 2^((c - top) * factor). Where a multiply-add rounds once, top * factor is rounded once for the whole
+  // view, so that its error is a common factor which the division by the sum removes; elsewhere the
+  // difference comes first, since it is exact for what matters.
+  Simd::Reg operator()(Simd::Reg c, float top) const {
+    const Simd::Reg f = Simd::set(factor), rounding = Simd::set(kRounding);
+    Simd::Reg t;
+    if constexpr (Simd::kFused)
+      t = Simd::fma(c, f, Simd::set(-top * factor));
+    else
+      t = Simd::mul(Simd::sub(c, Simd::set(top)), f);
+    t = Simd::max(Simd::set(kSmallestExponent), t);
+    const Simd::Reg k = Simd::add(t, rounding);
+    return Simd::scale(exp2_fraction_degree5(Simd::sub(t, Simd::sub(k, rounding))), k);
+  }
+};
+
+inline float largest(const float* cosines, int64_t classes) {
   Simd::Reg top = Simd::set(-kInfinity);
-  for (int64_t i = 0; i < classes; i += Simd::kWidth)
-    top = Simd::max(top, load_lanes(cosines + i, lanes(i, classes), -kInfinity));
-  const float max = Simd::reduce_max(top);
-  const Simd::Reg factor = Simd::set(scale * kLog2E);
-  const Simd::Reg shift = Simd::set(Simd::kFused ? -max * (scale * kLog2E) : -max);
+  int64_t i = 0;
+  for (; i + Simd::kWidth <= classes; i += Simd::kWidth) top = Simd::max(top, Simd::load(cosines + i));
+  if (i < classes) top = Simd::max(top, Simd::load_part(cosines + i, lanes(i, classes), -kInfinity));
+  return Simd::reduce_max(top);
+}
+
+// Writes the exponentials of one view, whole vectors, and returns their sum.
+inline float exponentials(const float* cosines, int64_t classes, Softmax softmax, float top, float* e) {
   Simd::Reg sum = Simd::set(0.f);
-  for (int64_t i = 0; i < classes; i += Simd::kWidth) {
-    const Simd::Reg c = load_lanes(cosines + i, lanes(i, classes), -kInfinity);
-    const Simd::Reg t = Simd::kFused ? Simd::fma(c, factor, shift) : Simd::mul(Simd::add(c, shift), factor);
-    const Simd::Reg x = exp2(t);
+  int64_t i = 0;
+  for (; i + Simd::kWidth <= classes; i += Simd::kWidth) {
+    const Simd::Reg x = softmax(Simd::load(cosines + i), top);
     Simd::store(e + i, x);
     sum = Simd::add(sum, x);
   }
-  return 1.f / Simd::reduce_add(sum);
+  if (i < classes) {
+    const Simd::Reg x = softmax(Simd::load_part(cosines + i, lanes(i, classes), -kInfinity), top);
+    Simd::store(e + i, x);
+    sum = Simd::add(sum, x);
+  }
+  return Simd::reduce_add(sum);
 }
 
-// One photo. `buffers`: 4 rows of `classes` rounded up to kMaxWidth.
-void aggregate_photo(const float* cosines,  // [views, stride], `classes` of each row read
-                     int64_t stride, int64_t views, int64_t classes, const AggregateParams& params,
-                     float* scores,  // [classes], out
-                     float* buffers) {
-  const int64_t padded = padded_classes(classes);
+enum class Reduction { sum, high, high_and_low };
+
+// One photo, some views at a time: first all their maxima, then all their exponentials, then the reduction
+// over views, class by class. So no step waits for the one horizontal sum before it.
+template <Reduction kReduction>
+void reduce_photo(const float* cosines, int64_t stride, int64_t views, int64_t classes,
+                  const AggregateParams& params, float* scores, float* buffers) {
+  constexpr bool kLow = kReduction == Reduction::high_and_low;
+  const int64_t padded = padded_classes(classes), block = block_views(classes);
   float* const global = buffers;
-  float* const e = buffers + padded;
-  float* const high = buffers + 2 * padded;  // the sum, for `mean`
-  float* const low = buffers + 3 * padded;
-
-  const Simd::Reg g_factor = Simd::set(exponentials(cosines, classes, params.scale, global));
-  if (params.aggregator == Aggregator::global || views == 1) {
-    for (int64_t i = 0; i < classes; i += Simd::kWidth)
-      store_lanes(scores + i, lanes(i, classes), Simd::mul(Simd::load(global + i), g_factor));
-    return;
-  }
-
-  // alpha >= 0 always holds, so beta matters only above that.
-  const bool want_low = params.aggregator == Aggregator::cdul && params.zeta > 0.f;
-  const bool mean = params.aggregator == Aggregator::mean;
+  float* const high = buffers + padded;  // the sum, for Reduction::sum
+  float* const low = buffers + 2 * padded;
+  float* const e = buffers + 3 * padded;
+  const Softmax softmax = {params.scale * kLog2E};
+  const Simd::Reg lam = Simd::set(params.lam), zeta = Simd::set(params.zeta), half = Simd::set(0.5f);
+  const Simd::Reg over_views =
+      Simd::set(kReduction == Reduction::sum ? 1.f / static_cast<float>(views - 1) : 1.f);
   float poison = 0.f;  // NaN once any view's softmax is: max and min would drop it
-  for (int64_t v = 1; v < views; ++v) {
-    const float inverse = exponentials(cosines + v * stride, classes, params.scale, e);
-    poison += 0.f * inverse;
-    const Simd::Reg factor = Simd::set(inverse);
-    if (v == 1) {
-      for (int64_t i = 0; i < classes; i += Simd::kWidth) {
-        const Simd::Reg p = Simd::mul(Simd::load(e + i), factor);
-        Simd::store(high + i, p);
-        if (want_low) Simd::store(low + i, p);
+
+  for (int64_t first = 0; first < views; first += block) {
+    const int64_t count = views - first < block ? views - first : block;
+    float tops[kMaxBlockViews], factors[kMaxBlockViews];
+    for (int64_t v = 0; v < count; ++v) tops[v] = largest(cosines + (first + v) * stride, classes);
+    for (int64_t v = 0; v < count; ++v)
+      factors[v] = exponentials(cosines + (first + v) * stride, classes, softmax, tops[v], e + v * padded);
+    for (int64_t v = 0; v < count; ++v) factors[v] = 1.f / factors[v];
+    for (int64_t v = 0; v < count; ++v) poison += 0.f * factors[v];
+
+    const bool at_start = first == 0, at_end = first + count == views;
+    for (int64_t i = 0; i < classes; i += Simd::kWidth) {
+      Simd::Reg g = at_start ? Simd::mul(Simd::load(e + i), Simd::set(factors[0])) : Simd::load(global + i);
+      Simd::Reg a = at_start ? Simd::set(0.f) : Simd::load(high + i);
+      Simd::Reg b = Simd::set(1.f);
+      if (kLow && !at_start) b = Simd::load(low + i);
+      for (int64_t v = at_start ? 1 : 0; v < count; ++v) {
+        const Simd::Reg x = Simd::load(e + v * padded + i), f = Simd::set(factors[v]);
+        if constexpr (kReduction == Reduction::sum) {
+          a = Simd::fma(x, f, a);
+        } else {
+          const Simd::Reg p = Simd::mul(x, f);
+          a = Simd::max(a, p);
+          if constexpr (kLow) b = Simd::min(b, p);
+        }
       }
-    } else if (mean) {
-      for (int64_t i = 0; i < classes; i += Simd::kWidth)
-        Simd::store(high + i, Simd::fma(Simd::load(e + i), factor, Simd::load(high + i)));
-    } else {
-      for (int64_t i = 0; i < classes; i += Simd::kWidth) {
-        const Simd::Reg p = Simd::mul(Simd::load(e + i), factor);
-        Simd::store(high + i, Simd::max(Simd::load(high + i), p));
-        if (want_low) Simd::store(low + i, Simd::min(Simd::load(low + i), p));
+      if (!at_end) {
+        Simd::store(global + i, g);
+        Simd::store(high + i, a);
+        if constexpr (kLow) Simd::store(low + i, b);
+        continue;
       }
+      if constexpr (kReduction == Reduction::sum) a = Simd::mul(a, over_views);
+      if constexpr (kLow) a = Simd::select_ge(a, zeta, a, b);
+      const Simd::Reg gap = Simd::abs(Simd::sub(g, a));
+      const Simd::Reg score = Simd::mul(Simd::fma(lam, gap, Simd::add(g, a)), half);
+      store_lanes(scores + i, lanes(i, classes), Simd::add(score, Simd::set(poison)));
     }
   }
+}
 
-  const Simd::Reg half = Simd::set(0.5f), lam = Simd::set(params.lam), zeta = Simd::set(params.zeta);
-  const Simd::Reg over_views = Simd::set(mean ? 1.f / static_cast<float>(views - 1) : 1.f);
-  for (int64_t i = 0; i < classes; i += Simd::kWidth) {
-    const Simd::Reg g = Simd::mul(Simd::load(global + i), g_factor);
-    Simd::Reg a = Simd::mul(Simd::load(high + i), over_views);
-    if (want_low) a = Simd::select_ge(a, zeta, a, Simd::load(low + i));
-    const Simd::Reg gap = Simd::abs(Simd::sub(g, a));
-    const Simd::Reg score = Simd::mul(Simd::fma(lam, gap, Simd::add(g, a)), half);
-    store_lanes(scores + i, lanes(i, classes), Simd::add(score, Simd::set(poison)));
+void aggregate_photo(const float* cosines, int64_t stride, int64_t views, int64_t classes,
+                     const AggregateParams& params, float* scores, float* buffers) {
+  if (params.aggregator == Aggregator::global || views == 1) {
+    const Softmax softmax = {params.scale * kLog2E};
+    const float top = largest(cosines, classes);
+    const Simd::Reg factor = Simd::set(1.f / exponentials(cosines, classes, softmax, top, buffers));
+    for (int64_t i = 0; i < classes; i += Simd::kWidth)
+      store_lanes(scores + i, lanes(i, classes), Simd::mul(Simd::load(buffers + i), factor));
+  } else if (params.aggregator == Aggregator::mean) {
+    reduce_photo<Reduction::sum>(cosines, stride, views, classes, params, scores, buffers);
+  } else if (params.aggregator == Aggregator::cdul && params.zeta > 0.f) {
+    reduce_photo<Reduction::high_and_low>(cosines, stride, views, classes, params, scores, buffers);
+  } else {  // at zeta 0 alpha always reaches it
+    reduce_photo<Reduction::high>(cosines, stride, views, classes, params, scores, buffers);
   }
 }
 

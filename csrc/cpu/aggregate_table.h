@@ -15,7 +15,20 @@ constexpr int64_t padded_classes(int64_t classes) {
   return (classes + kMaxWidth - 1) / kMaxWidth * kMaxWidth;
 }
 
-// A view of some rows of embeddings. `words`: room for `rows` rows of `dim` floats, used where the rows
+// Views of a photo that are aggregated at a time: their exponentials stay in the L1 cache.
+constexpr int64_t kMaxBlockViews = 16;
+
+constexpr int64_t block_views(int64_t classes) {
+  const int64_t fits = 4096 / padded_classes(classes);
+  return fits < 1 ? 1 : fits < kMaxBlockViews ? fits : kMaxBlockViews;
+}
+
+// Floats that one photo's aggregation wants.
+constexpr int64_t photo_buffers(int64_t classes) {
+  return (3 + block_views(classes)) * padded_classes(classes);
+}
+
+// Some rows of embeddings. `words`: room for `rows` rows of `dim` floats, used where the rows
 // cannot be multiplied as they lie; `inverse_lengths`: room for `rows` floats.
 struct EmbeddingRows {
   const void* data;  // [rows, dim], of type `type`
@@ -26,7 +39,7 @@ struct EmbeddingRows {
 };
 
 struct AggregateTable {
-  // Scores of one photo. `buffers`: 4 rows of padded_classes() floats.
+  // Scores of one photo. `buffers`: photo_buffers() floats.
   void (*photo)(const float* cosines,  // [views, stride]
                 int64_t stride, int64_t views, int64_t classes, const AggregateParams& params,
                 float* scores,  // [classes], out

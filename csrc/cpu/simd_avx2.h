@@ -54,9 +54,8 @@ struct Simd {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
   }
 
-  static Reg round(Reg t) { return _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static Reg scale(Reg p, Reg n) {
-    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  static Reg scale(Reg p, Reg k) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(k), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   }
 

@@ -63,14 +63,10 @@ struct Simd {
     return x > y ? x : y;
   }
 
-  // Splits t into its nearest integer n (returned) and t - n; |t| < 2^22.
-  static Reg round(Reg t) { return (t + kShift) - kShift; }
-  // p * 2^n for a whole n in [-126, 127] and p near 1.
-  static Reg scale(Reg p, Reg n) { return as_float(as_bits(p) + (as_bits(n + kShift) << 23)); }
+  // p * 2^n for p near 1, where k is the whole number n in [-126, 127] plus kRounding.
+  static Reg scale(Reg p, Reg k) { return as_float(as_bits(p) + (as_bits(k) << 23)); }
 
  private:
-  static constexpr float kShift = 12582912.f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-
   static Bits as_bits(Reg x) {
     Bits b;
     std::memcpy(&b, &x, sizeof(b));
