@@ -259,8 +259,8 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
         if hasattr(stream, "reconfigure"):
             # A file name is bytes and may be no text at all; printing it must not end the run.
             stream.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _on_sigterm) if in_main_thread else None
     try:
         code = main(argv)
         sys.stdout.flush()
@@ -270,8 +270,10 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     except KeyboardInterrupt as error:
         terminated = isinstance(error, Terminated)
         _complain("terminated" if terminated else "interrupted", str(error))
-        _leave(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
-        raise
+        code = EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+        if argv is None:
+            _leave(code)
+        return code
     except BrokenPipeError:
         # The reader of our output left (`| head`): not an error worth a line.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -280,6 +282,9 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
         return _fail(EXIT_USAGE, error, debug)
     except (CdulError, OSError, MemoryError) as error:
         return _fail(EXIT_ERROR, error, debug)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _fail(code: int, error: BaseException, debug: bool) -> int:
@@ -295,7 +300,13 @@ def _complain(kind: str, text: str) -> None:
 
 
 def _leave(code: int) -> None:
-    """End now: a thread stuck on a dead disk or network mount must not keep an interrupted run alive."""
+    """End the process now, with this code whatever comes.
+
+    A thread stuck on a dead disk or network mount must not keep an interrupted run alive, nor may a second
+    signal change the exit code.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

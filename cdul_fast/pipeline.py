@@ -76,7 +76,8 @@ class LabelResult:
     @property
     def failure_rate(self) -> float:
         """Share of the rows that are not ok."""
-        return 1.0 - self.counts.get("ok", 0) / max(1, sum(self.counts.values()))
+        total = sum(self.counts.values())
+        return (total - self.counts.get("ok", 0)) / max(1, total)
 
     def to_arrow(self) -> Any:
         """All rows as a `pyarrow.Table`."""

@@ -82,7 +82,7 @@ def read_photo(path: str | os.PathLike[str]) -> bytes:
         # Without O_NONBLOCK, opening a named pipe would wait for a writer that never comes.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and Path(path).is_symlink() and not Path(path).exists():
+        if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
             raise PhotoProblem("missing", "a link to a file that is not there") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PhotoProblem("missing", reason or "cannot be opened") from None

@@ -1,4 +1,4 @@
-"""Rows of the shard in progress, on disk within a second or so, so that a killed run loses next to nothing.
+"""Rows of the shard in progress, on disk within half a second, so that a killed run loses next to nothing.
 
 One file a shard, append-only. A record is the length and the CRC-32 of its payload (little-endian), then the
 payload: safetensors with the row numbers, scores, cosines and embeddings, the texts as JSON in its metadata.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import struct
 import time
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 
 _HEADER = struct.Struct("<QI")
-# A record holds about a second of work; anything longer is damage.
+# A record holds about half a second of work; anything longer is damage.
 _MAX_RECORD_BYTES = 1 << 33
-_SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_WRITES = 0.5
 
 
 @dataclasses.dataclass
@@ -46,13 +47,14 @@ def journal_path(folder: Path, name: str) -> Path:
 
 
 class Journal:
-    """Appends rows of one shard; holds them back until about a second has passed since the last write."""
+    """Appends rows of one shard; holds them back until half a second has passed since the last write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
         self._pending: list[tuple[int, Row]] = []
-        self._last = time.monotonic()
+        # The first rows are written at once: even a run that never lives long gets somewhere.
+        self._last = -math.inf
 
     def append(self, rows: Sequence[tuple[int, Row]]) -> None:
         """Add rows by their number in the shard; rows of one call are kept together or lost together."""

@@ -1,0 +1,176 @@
+"""Runs that are killed, interrupted and resumed, as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photo_zoo import make_photos
+from stub_label import command
+
+import cdul_fast
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    # One thread a library: these small processes would only fight over the cores.
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
+    arguments = [folder / "photos", "--classes", folder / "classes.txt", "--out", folder / out]
+    arguments += ["--shard-size", "40", "--batch-size", "4", "--no-report", *more]
+    return subprocess.Popen(
+        command(*arguments), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(folder: Path, out: str, *more: str) -> tuple[int, str, str]:
+    process = start(folder, out, *more)
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def score_bytes(folder: Path) -> bytes:
+    column = cdul_fast.open_run(folder).table(["scores"]).column("scores").combine_chunks()
+    return bytes(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos (three of them bad), classes, and an unbroken run ``whole``."""
+    folder = tmp_path_factory.mktemp("killed")
+    photos = make_photos(folder / "photos", 150)
+    (photos / "0010.jpg").write_bytes(b"no photo")
+    (photos / "0077.jpg").write_bytes((photos / "0077.jpg").read_bytes()[:150])
+    (photos / "0120.jpg").write_bytes(b"")
+    (folder / "classes.txt").write_text("person\ndog\ncat\nbus\n")
+    code, _, stderr = finish(folder, "whole", "--model", "slow-0.02")
+    assert code == 0, stderr
+    return folder
+
+
+def test_killed_at_random_moments(work: Path) -> None:
+    """kill -9 twenty times, of runs that together do what one unbroken run does."""
+    rng = random.Random(5)
+    kept = 0
+    kills = rounds = 0
+    while kills < 20:
+        rounds += 1
+        out = f"killed-{rounds}"
+        while kills < 20:
+            process = start(work, out, "--model", "slow-0.02")
+            wait_for(work / out / "manifest.json", process)
+            time.sleep(rng.uniform(0.0, 0.9))
+            process.send_signal(signal.SIGKILL)
+            _, stderr = process.communicate(timeout=60)
+            if process.returncode == 0:
+                break  # it was done before the signal came
+            kills += 1
+            assert process.returncode == -signal.SIGKILL
+            # Rows once reported as kept are never lost again.
+            lines = [line for line in stderr.splitlines() if line.startswith("kept ")]
+            now = int(lines[0].split()[1]) if lines else 0
+            assert now >= kept or not lines
+            kept = max(kept, now)
+        code, _, stderr = finish(work, out, "--model", "slow-0.02")
+        assert code == 0, stderr
+        assert "kept" in stderr, "nothing survived all these kills"
+        kept = 0
+        assert score_bytes(work / out) == score_bytes(work / "whole")
+        columns = ["path", "status", "error", "width", "height", "labels"]
+        run, whole = cdul_fast.open_run(work / out), cdul_fast.open_run(work / "whole")
+        assert run.table(columns).to_pylist() == whole.table(columns).to_pylist()
+        for shard, other in zip(run.shards, whole.shards, strict=True):
+            np.testing.assert_array_equal(shard.cosines(), other.cosines())
+            np.testing.assert_array_equal(shard.embeddings(), other.embeddings())
+        left = [p.name for p in (work / out).iterdir() if p.name.startswith((".tmp", "journal"))]
+        assert left == []
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_says_how_to_go_on(work: Path, signum: int, code: int) -> None:
+    out = f"signal-{signum}"
+    process = start(work, out, "--model", "slow-0.05")
+    # The texts are written right before the first photo.
+    wait_for(work / out / "texts.safetensors", process)
+    time.sleep(0.8)
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert not (work / out / "run.json").exists()
+
+
+def test_interrupted_keeps_what_was_finished(work: Path) -> None:
+    process = start(work, "soft", "--model", "slow-0.02")
+    wait_for(work / "soft" / "texts.safetensors", process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    code, _, stderr = finish(work, "soft", "--model", "slow-0.02")
+    assert code == 0, stderr
+    assert int(stderr.split("kept ")[1].split()[0]) > 0
+    assert score_bytes(work / "soft") == score_bytes(work / "whole")
+
+
+def test_interrupted_twice_ends_at_once(work: Path) -> None:
+    process = start(work, "twice", "--model", "slow-3")
+    wait_for(work / "twice" / "texts.safetensors", process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 10
+
+
+def test_a_second_process_on_the_folder_refuses(work: Path) -> None:
+    process = start(work, "locked", "--model", "slow-0.2")
+    wait_for(work / "locked" / "manifest.json", process)
+    code, _, stderr = finish(work, "locked", "--model", "slow-0.2")
+    assert code == 1
+    assert f"another run is writing to {work / 'locked'} (process {process.pid})" in stderr
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def test_a_plain_line_now_and_then(work: Path) -> None:
+    code, stdout, stderr = finish(work, "lines", "--model", "slow-0.2")
+    assert code == 0
+    assert "photos, " in stderr
+    assert "images/s" in stderr
+    assert stdout.count("\n") == 1
+    assert stdout.startswith("147 of 150 photos labelled; failed: 2 decode_error, 1 unsupported")
+
+
+def test_the_command_starts_without_torch(work: Path) -> None:
+    code = (
+        "import sys, stub_label; from cdul_fast import encoders; from cdul_fast.label import main;"
+        "encoders.create_encoder = stub_label.create_stub;"
+        f"main([{str(work / 'photos')!r}, '--classes', {str(work / 'classes.txt')!r}, '--model', 'stub',"
+        f" '--out', {str(work / 'light')!r}, '--limit', '4', '--quiet', '--no-report']);"
+        "print(sorted({'torch', 'openvino', 'open_clip', 'matplotlib', 'rich'} & set(sys.modules)))"
+    )
+    env = environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cli'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
