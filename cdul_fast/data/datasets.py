@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from xml.parsers import expat
 
 from cdul_fast.data.decode import SUFFIXES
 from cdul_fast.data.paths import one_line, show_path
@@ -87,6 +88,24 @@ def read_voc(folder: str, split: str | None) -> Source:
     return Source("voc", root, [f"JPEGImages/{name}" for name in photos], VOC_CLASSES)
 
 
+def _parse_xml(data: bytes) -> ET.Element:
+    """Parse XML that declares nothing: entities could grow without bound, or read other files.
+
+    Raises:
+        ValueError: There is a DOCTYPE.
+        ExpatError: It is no XML.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a DOCTYPE, which annotations never have")
+
+    # The parser itself looks, not a search in the bytes: XML may come in any encoding.
+    scan = expat.ParserCreate()
+    scan.StartDoctypeDeclHandler = refuse
+    scan.Parse(data, True)
+    return ET.fromstring(data)
+
+
 def voc_objects(file: Path) -> list[tuple[str, bool]]:
     """Class and "difficult" mark of every object in a VOC annotation file.
 
@@ -95,16 +114,11 @@ def voc_objects(file: Path) -> list[tuple[str, bool]]:
     """
     shown = show_path(file)
     try:
-        data = file.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-            raise ConfigError(f"{shown}: annotation files have no DOCTYPE or ENTITY; not read")
-        tree = ET.fromstring(data)
+        tree = _parse_xml(file.read_bytes())
     except OSError as error:
         raise ConfigError(f"{shown}: {error.strerror or error} (a VOC annotation)") from None
-    except (ET.ParseError, ValueError, LookupError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{shown}: not an XML file ({error})") from None
+    except (ET.ParseError, expat.ExpatError, ValueError, LookupError) as error:
+        raise ConfigError(f"{shown}: not an XML file of annotations ({error})") from None
     objects = []
     for element in tree.iter("object"):
         name = (element.findtext("name") or "").strip()
