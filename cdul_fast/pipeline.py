@@ -87,6 +87,16 @@ class LabelResult:
         """All rows as a `pandas.DataFrame`; pandas must be installed."""
         return self.run.to_pandas()
 
+    def show(self, n: int = 6) -> None:
+        """Show a sample of ``n`` photos as `Run.show` does."""
+        self.run.show(n)
+
+    def __repr__(self) -> str:
+        return f"{self.summary()}\n{self.run!r}"
+
+    def _repr_html_(self) -> str:
+        return self.run._repr_html_()
+
     def summary(self) -> str:
         """The result in one line."""
         total, ok = sum(self.counts.values()), self.counts.get("ok", 0)

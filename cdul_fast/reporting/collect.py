@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cdul_fast.reporting.parts import Aggregation, parts_agree, score_parts
+from cdul_fast.pseudo_labels import LabelSettings
+from cdul_fast.reporting.parts import parts_agree, score_parts, settings_of_run
 
 if TYPE_CHECKING:
     from cdul_fast.data.run_dir import Run, Shard
@@ -141,7 +142,7 @@ def collect(run: Run, samples: int) -> RunStatistics:
         samples: how many photos will be shown in all; bounds the candidates that are kept.
     """
     stats = RunStatistics(tuple(run.classes))
-    how = Aggregation.of_run(run)
+    how = settings_of_run(run)
     for number, shard in enumerate(run.shards):
         table = shard.table(columns=["path", "status", "error", "width", "height", "scores", "labels"])
         _count_statuses(stats, table)
@@ -191,7 +192,7 @@ def _count_statuses(stats: RunStatistics, table: pa.Table) -> None:
             stats.failures.append(Failure(row["path"], row["status"], row["error"] or ""))
 
 
-def _count_scores(stats: RunStatistics, rows: OkRows, shard: Shard, how: Aggregation) -> None:
+def _count_scores(stats: RunStatistics, rows: OkRows, shard: Shard, how: LabelSettings) -> None:
     best = rows.scores.max(axis=1)
     stats.best_histogram += np.histogram(np.clip(best, 0, 1), LINEAR_BINS, (0.0, 1.0))[0]
     logs = np.log10(np.clip(rows.scores, 10.0**-LOG_DECADES, 1.0))
@@ -207,7 +208,7 @@ def _count_scores(stats: RunStatistics, rows: OkRows, shard: Shard, how: Aggrega
     if cosines is None:
         stats.parts_known = False
         return
-    whole, tiles = score_parts(cosines, how)
+    whole, tiles = score_parts(cosines, how, shard.view_layout())
     if not parts_agree(rows.scores, whole, tiles):
         stats.parts_known = False
         return

@@ -12,7 +12,6 @@ import numpy as np
 
 from cdul_fast.reporting import figures
 from cdul_fast.reporting.collect import MAX_FAILURES, RunStatistics, collect, cooccurrence
-from cdul_fast.reporting.parts import Aggregation
 from cdul_fast.reporting.samples import Sample, choose, load_samples
 
 if TYPE_CHECKING:
@@ -140,7 +139,6 @@ def render(run: Run, *, samples: int = 24, images_root: Path | None = None, phot
         model=dict.fromkeys(_MODEL_KEYS) | run.model,
         config=dict(sorted(run.config.items())),
         thresholds=_thresholds(info),
-        how=Aggregation.of_run(run),
         root=show_path(run.root),
         root_name=show_path(run.root.name or run.root),
         stats=stats,

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cdul_fast.pseudo_labels import GRID_LAYOUT, LabelSettings, soft_labels
+
 if TYPE_CHECKING:
     from cdul_fast.data.run_dir import Run
 
-GRID_LAYOUT = "global+grid"
 # Stored scores and parts recomputed from stored cosines agree to about 1e-6; past this bound the scores were
 # made by other settings than the run's config names, and the parts would mislead.
 _AGREEMENT = 1e-3
 
 
-@dataclass(frozen=True)
-class Aggregation:
-    """The settings that turned a run's cosines into its scores."""
-
-    aggregator: str
-    scale: float
-    zeta: float
-    lam: float
-
-    @classmethod
-    def of_run(cls, run: Run) -> Aggregation:
-        """The settings a run was made with; a scale that the config leaves open is the model's own."""
-        config: dict[str, Any] = run.config
-        scale = config.get("scale") or run.model.get("logit_scale") or 100.0
-        return cls(
-            aggregator=str(config.get("aggregator") or "cdul"),
-            scale=float(scale),
-            zeta=float(config.get("zeta") or 0.0),
-            lam=float(config.get("lam") or 0.0),
-        )
+def settings_of_run(run: Run) -> LabelSettings:
+    """The settings that turned a run's cosines into its scores; a scale left open is the model's own."""
+    config: dict[str, Any] = run.config
+    scale = config.get("scale") or run.model.get("logit_scale") or 100.0
+    return LabelSettings(
+        aggregator=str(config.get("aggregator") or "cdul"),
+        scale=float(scale),
+        zeta=float(config.get("zeta") or 0.0),
+        lam=float(config.get("lam") or 0.0),
+    )
 
 
-def score_parts(cosines: np.ndarray, how: Aggregation) -> tuple[np.ndarray, np.ndarray]:
+def score_parts(
+    cosines: np.ndarray, how: LabelSettings, view_layout: str = GRID_LAYOUT
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits final scores into what the whole photo and what the tiles contributed.
 
     The final score is ((1 + lam) * larger + (1 - lam) * smaller) / 2 of the global score g and the aggregated
@@ -47,16 +40,15 @@ def score_parts(cosines: np.ndarray, how: Aggregation) -> tuple[np.ndarray, np.n
     Args:
         cosines: float32 [n, V, C], view 0 the whole photo.
         how: the run's settings.
+        view_layout: what the other views are.
 
     Returns:
         Two float32 [n, C]: the global and the local part; the local one is zero where no tile was used.
     """
-    from cdul_fast import ops
-
-    whole = ops.aggregate(cosines, aggregator="global", scale=how.scale)
+    whole = soft_labels(cosines, dataclasses.replace(how, aggregator="global"), view_layout=view_layout)
     if how.aggregator == "global" or cosines.shape[1] == 1:
         return whole, np.zeros_like(whole)
-    mean = ops.aggregate(cosines, aggregator=how.aggregator, scale=how.scale, zeta=how.zeta)
+    mean = soft_labels(cosines, dataclasses.replace(how, lam=0.0), view_layout=view_layout)
     tiles = np.maximum(2.0 * mean - whole, 0.0)
     weight = np.where(whole >= tiles, (1.0 + how.lam) / 2.0, (1.0 - how.lam) / 2.0).astype(np.float32)
     return weight * whole, (1.0 - weight) * tiles

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cdul_fast.pseudo_labels import GRID_LAYOUT
 from cdul_fast.reporting.collect import GROUPS, Candidate, OkRows, RunStatistics, ok_rows, shard_cosines
-from cdul_fast.reporting.parts import GRID_LAYOUT, Aggregation, parts_agree, score_parts, tile_scores
+from cdul_fast.reporting.parts import parts_agree, score_parts, settings_of_run, tile_scores
 from cdul_fast.reporting.thumbnails import Thumbnail, make_thumbnail
 
 if TYPE_CHECKING:
@@ -129,13 +130,13 @@ def sample_bars(run: Run, shard: Shard, rows: OkRows, picked: np.ndarray) -> lis
         rows: its ok rows.
         picked: int [n], indices into `rows`.
     """
-    how = Aggregation.of_run(run)
+    how = settings_of_run(run)
     scores = rows.scores[picked]
     whole = tiles = by_tile = None
     cosines = shard_cosines(shard, len(rows.paths))
     if cosines is not None:
         cosines = np.ascontiguousarray(cosines[picked], dtype=np.float32)
-        whole, tiles = score_parts(cosines, how)
+        whole, tiles = score_parts(cosines, how, run.view_layout)
         if not parts_agree(scores, whole, tiles):
             whole = tiles = None
         elif run.view_layout == GRID_LAYOUT and cosines.shape[1] > 1 and how.aggregator != "global":

@@ -17,10 +17,11 @@ from run_factory import CLASSES, make_photo, make_run, synthetic_cosines
 
 from cdul_fast.data.run_dir import Shard, open_run
 from cdul_fast.errors import CdulError
+from cdul_fast.pseudo_labels import LabelSettings
 from cdul_fast.report import main
 from cdul_fast.reporting import figures, write_report
 from cdul_fast.reporting.collect import collect, cooccurrence
-from cdul_fast.reporting.parts import Aggregation, parts_agree, score_parts, tile_scores
+from cdul_fast.reporting.parts import parts_agree, score_parts, tile_scores
 from cdul_fast.reporting.samples import choose, load_samples
 from cdul_fast.reporting.thumbnails import make_thumbnail
 
@@ -74,7 +75,7 @@ def test_parts_add_up_to_the_score(aggregator: str, lam: float, zeta: float, vie
     from cdul_fast import ops
 
     cosines = synthetic_cosines(np.random.default_rng(3), 17, views, 5)
-    how = Aggregation(aggregator, 50.0, zeta, lam)
+    how = LabelSettings(aggregator, 50.0, zeta, lam)
     whole, tiles = score_parts(cosines, how)
     scores = ops.aggregate(cosines, aggregator=aggregator, scale=50.0, zeta=zeta, lam=lam)
     np.testing.assert_allclose(whole + tiles, scores, atol=2e-6)
