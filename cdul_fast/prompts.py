@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cdul_fast._files import atomic_path, user_cache_dir
+from cdul_fast.cache import cache_root
+from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -153,11 +154,15 @@ def class_embeddings(
     """
     prompts = class_prompts(classes, template)
     key = hashlib.sha256(json.dumps([1, encoder.fingerprint, prompts]).encode()).hexdigest()
-    entry = (Path(cache_dir) if cache_dir else user_cache_dir()) / "texts" / f"{key[:40]}.npy"
+    entry = cache_root(cache_dir) / "texts" / f"{key[:40]}.npy"
     kept = _read_entry(entry, len(classes))
     if kept is not None:
         return kept
     rows = np.concatenate(list(_embed(encoder, prompts)))
+    # Encoders with a text tower of their own can free it now; that is no duty of the protocol.
+    release = getattr(encoder, "release_texts", None)
+    if release is not None:
+        release()
     try:
         _write_entry(entry, rows)
     except OSError as error:
@@ -204,7 +209,8 @@ def _read_entry(entry: Path, classes: int) -> npt.NDArray[np.float32] | None:
 
 
 def _write_entry(entry: Path, rows: npt.NDArray[np.float32]) -> None:
-    with atomic_path(entry) as temporary, temporary.open("wb") as file:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(entry) as temporary, temporary.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
         file.write(hashlib.sha256(rows.tobytes()).digest())
 

@@ -1,0 +1,108 @@
+"""The torch backend: any open_clip model, on the CPU or a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdul_fast.encoders.base import Floats, check_shape, fingerprint, inner_batch, unit_rows
+from cdul_fast.encoders.image_tower import ImageTower
+from cdul_fast.encoders.source import ModelSource, load_model
+from cdul_fast.encoders.text_tower import TextTower
+from cdul_fast.errors import ConfigError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# Raise when the same weights would give other numbers than before.
+_REVISION = 1
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# A GPU wants more views at a time than a few cores do.
+_CUDA_FACTOR = 16
+
+
+class TorchEncoder:
+    """Runs the image tower with torch in chunks of one fixed size; see :class:`base.Encoder`."""
+
+    backend = "torch"
+
+    def __init__(
+        self, source: ModelSource, precision: str, *, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        if precision not in PRECISIONS or (precision == "fp16" and device == "cpu"):
+            raise ConfigError(f"the torch backend has no precision {precision!r} on {device}")
+        if threads is not None and device == "cpu":
+            # torch keeps one number for the whole process; there is no way to say it per model.
+            torch.set_num_threads(threads)
+        model = load_model(source)
+        self.name = source.name
+        self.pretrained = source.pretrained
+        self.precision = precision
+        self.image_size = source.image_size
+        self.mean = source.mean
+        self.std = source.std
+        self.logit_scale = float(model.logit_scale.exp())
+        self.input_dtype = _DTYPES[precision]
+        self.dim = int(source.config["embed_dim"])
+        self.batch = inner_batch(source.image_size) * (1 if device == "cpu" else _CUDA_FACTOR)
+        self.fingerprint = fingerprint(
+            {
+                "source": source.identity(),
+                "backend": self.backend,
+                "precision": precision,
+                "device": device,
+                "revision": _REVISION,
+                "torch": torch.__version__,
+            }
+        )
+        self._device = device
+        self._dtype = getattr(torch, self.input_dtype)
+        # The blocked layout suits the convolutions of the ResNets; transformers gain nothing.
+        self._layout = torch.channels_last if source.is_resnet else torch.contiguous_format
+        self._visual = ImageTower(model).to(device, self._dtype).to(memory_format=self._layout)
+        self._texts = TextTower(source, device)
+        self._texts.adopt(model.to(device))
+
+    def image_tower(self) -> Any:
+        """The module that turns pixels into embeddings of any length."""
+        return self._visual
+
+    def embed_images(self, pixels: Any) -> Floats:
+        """float32 [n, D] of unit rows; see :meth:`base.Encoder.embed_images`."""
+        if isinstance(pixels, np.ndarray):
+            pixels = torch.from_numpy(pixels)
+            if pixels.dtype == torch.uint16:
+                pixels = pixels.view(torch.bfloat16)
+        if not isinstance(pixels, torch.Tensor):
+            raise TypeError(f"pixels must be a torch tensor or a NumPy array, got {type(pixels).__name__}")
+        if not pixels.is_floating_point():
+            raise TypeError(f"pixels must be {self.input_dtype}, got {pixels.dtype}")
+        check_shape(pixels.shape, self.image_size)
+        rows = [np.empty((0, self.dim), np.float32)] if len(pixels) == 0 else []
+        with torch.inference_mode():
+            for start in range(0, len(pixels), self.batch):
+                chunk = pixels[start : start + self.batch]
+                count = len(chunk)
+                chunk = chunk.to(device=self._device, dtype=self._dtype, memory_format=self._layout)
+                if count < self.batch:
+                    # One shape for all: the libraries choose their loops by it, and the sums with them.
+                    chunk = torch.cat([chunk, chunk.new_zeros(self.batch - count, *chunk.shape[1:])])
+                    chunk = chunk.contiguous(memory_format=self._layout)
+                rows.append(self._visual(chunk)[:count].float().cpu().numpy())
+        return unit_rows(np.concatenate(rows))
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """float32 [n, D] of unit rows."""
+        return self._texts.embed(texts)
+
+    def release_texts(self) -> None:
+        """Frees the text tower."""
+        self._texts.release()
+
+    def close(self) -> None:
+        """Frees both towers."""
+        del self._visual
+        self._texts.release()
