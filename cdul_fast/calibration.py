@@ -94,9 +94,9 @@ class Thresholds:
         )
 
 
-def sampled_rows(photos: int, classes: int, entries: int = _SPLIT_ENTRIES) -> NDArray[np.int64]:
+def sampled_rows(photos: int, classes: int, entries: int | None = None) -> NDArray[np.int64]:
     """The rows that calibration looks at: all, or evenly spaced ones with ``entries`` scores between them."""
-    rows = max(2, entries // max(1, classes))
+    rows = max(2, (_SPLIT_ENTRIES if entries is None else entries) // max(1, classes))
     if photos <= rows:
         return np.arange(photos, dtype=np.int64)
     return np.linspace(0, photos - 1, rows).astype(np.int64)

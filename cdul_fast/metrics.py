@@ -40,14 +40,14 @@ def average_precision(scores: NDArray[np.float32], targets: NDArray[np.int8]) ->
     result = np.full(scores.shape[1], np.nan)
     for index in np.flatnonzero((targets == 1).any(axis=0)):
         known = targets[:, index] >= 0
-        # Ranks in place of scores: torchmetrics puts anything outside 0..1, as raw cosines are, through a
-        # sigmoid, whose float32 result ties scores that differ.
-        ranks = np.unique(scores[known, index], return_inverse=True)[1]
-        value = binary_average_precision(
-            torch.from_numpy(ranks / max(1, len(ranks))),
-            torch.from_numpy(targets[known, index].astype(np.int64)),
-        )
-        result[index] = float(value)
+        column = scores[known, index].astype(np.float64)
+        low, high = column.min(), column.max()
+        if low < 0 or high > 1:
+            # torchmetrics puts what lies outside 0..1, as raw cosines do, through a sigmoid, which ties scores
+            # that differ; moved into 0..1 they keep their order.
+            column = (column - low) / max(high - low, np.finfo(np.float64).tiny)
+        present = torch.from_numpy(targets[known, index].astype(np.int64))
+        result[index] = float(binary_average_precision(torch.from_numpy(column), present))
     return result
 
 
