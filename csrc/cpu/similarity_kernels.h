@@ -110,12 +110,12 @@ struct ProductFloat32 {
 
 // Rounds to the nearest bfloat16 (ties to even) and leaves it in a float; NaN stays NaN.
 inline float round_to_bf16(float x) {
-  if (x != x) return x;
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
   bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  __builtin_memcpy(&x, &bits, sizeof(x));
-  return x;
+  float rounded;
+  __builtin_memcpy(&rounded, &bits, sizeof(rounded));
+  return x == x ? rounded : x;
 }
 
 // 1 / length of a row of floats, and 0 for a row of zeros. Summed by blocks, as the products are.
