@@ -9,6 +9,7 @@ that a resumed run repeats the arithmetic of an unbroken one.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import time
@@ -129,6 +130,8 @@ class Engine:
         done = 0
         readers = ThreadPoolExecutor(self.threads, thread_name_prefix="cdul-read")
         writer = ThreadPoolExecutor(1, thread_name_prefix="cdul-write")
+        # While the first photos are read and encoded, not when the first shard is due.
+        writer.submit(_import_writers)
         free = deque(
             _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
             for _ in range(_BUFFERS)
@@ -255,6 +258,12 @@ class Engine:
                     logger.info("%s: %s (%s)", one_line(path), photo.status, photo.error)
                 rows.append((number, row))
             self._state.add(batch, rows)
+
+
+def _import_writers() -> None:
+    """Load the libraries that the first shard will need."""
+    for name in ("pyarrow.parquet", "safetensors.numpy"):
+        importlib.import_module(name)
 
 
 def available_cores() -> int:

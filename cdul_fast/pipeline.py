@@ -483,7 +483,9 @@ def _logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
     except OSError as error:
         raise CdulError(f"cannot write to {show_path(path.parent)}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    level = root.level
+    level, propagate = root.level, root.propagate
+    # Some libraries give the root logger a handler of their own; the log is for the file alone.
+    root.propagate = False
     root.setLevel(config.log_level.upper())
     root.addHandler(handler)
     logger.info("cdul_fast %s, settings %s", __version__, json.dumps(config.to_dict()))
@@ -495,6 +497,7 @@ def _logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
+        root.propagate = propagate
         handler.close()
 
 

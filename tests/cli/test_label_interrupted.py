@@ -174,3 +174,30 @@ def test_the_command_starts_without_torch(work: Path) -> None:
     env = environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cli'}"}
     done = subprocess.run([sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_memory_does_not_grow_with_the_number_of_photos(work: Path) -> None:
+    peaks = []
+    for count in (100, 2000):
+        names = [f"{i % 9:04d}.jpg" for i in range(count)]
+        (work / f"{count}.txt").write_text("\n".join(names))
+        arguments = [
+            "--list",
+            work / f"{count}.txt",
+            "--images",
+            work / "photos",
+            "--out",
+            work / f"m{count}",
+        ]
+        arguments += [
+            "--classes",
+            work / "classes.txt",
+            "--model",
+            "stub",
+            "--shard-size",
+            "50",
+            "--no-report",
+        ]
+        subprocess.run(command(*arguments), env=environment(), check=True, capture_output=True, timeout=120)
+        peaks.append(cdul_fast.open_run(work / f"m{count}").info["peak_memory_mib"])
+    assert peaks[1] < 1.08 * peaks[0], peaks
