@@ -203,6 +203,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def training_commands(runs: list[dict[str, Any]]) -> list[str]:
+    """The commands that repeat the training runs with the steps they took."""
+    return [
+        f"python -m scripts.tiny_model.train --steps {run['steps']} --lr {run['lr']} --minutes 600 "
+        + (f"--continue-from tiny{index}.pt " if index else "")
+        + f"--checkpoint tiny{index + 1}.pt"
+        for index, run in enumerate(runs)
+    ]
+
+
 def write_settings(path: Path, measured: dict[str, Any]) -> None:
     """Adds choice, provenance and figures to tiny.json, keeping what training wrote there."""
     kept = json.loads(path.read_text(encoding="utf-8"))
@@ -213,7 +223,7 @@ def write_settings(path: Path, measured: dict[str, Any]) -> None:
         "provenance": {
             "what": "a CLIP trained from scratch on Noto Color Emoji glyphs over computed grounds",
             "commands": [
-                "python -m scripts.tiny_model.train",
+                *training_commands(kept["training"]["runs"]),
                 "python -m scripts.tiny_model.scenes",
                 COMMAND,
             ],

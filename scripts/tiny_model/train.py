@@ -5,6 +5,8 @@ which takes seconds and is far better than training both at once. Run from the r
 
     python -m scripts.tiny_model.train --steps 4600 --minutes 18 --checkpoint tiny.pt
     python -m scripts.tiny_model.train --export-only --checkpoint tiny.pt
+
+`--minutes` shortens the schedule on a busy machine; tiny.json names the steps that were really taken.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ CHUNK = 64  # views composed at once: more do not fit the cache
 MAX_SCALE = 50.0
 TINY_DIR = Path("cdul_fast/assets/tiny")
 
+# The text width bounds the rank of the class vectors that it can give: to 64 free vectors 48 leaves a mean
+# cosine of 0.96, 56 one of 0.99.
 CONFIG: dict[str, Any] = {
     "model_cfg": {
         "embed_dim": 128,
         "vision_cfg": {"image_size": SIDE, "layers": [1, 2, 2, 1], "width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 56, "heads": 4, "layers": 2},
     },
     "preprocess_cfg": {
         "mean": list(open_clip.OPENAI_DATASET_MEAN),
@@ -243,7 +247,7 @@ def distil_text(model: CLIP, vectors: Tensor, scale: float, seed: int, steps: in
     labels = torch.arange(len(CLASS_NAMES)).repeat(4)
     model.train()
     cosine = 0.0
-    for _ in range(steps):
+    for step in range(steps):
         picked = torch.cat([torch.tensor([0]), torch.randint(1, len(TEMPLATES), (3,))])
         strange = strangers(tokenizer, 64)
         texts = cast(
@@ -252,7 +256,9 @@ def distil_text(model: CLIP, vectors: Tensor, scale: float, seed: int, steps: in
         cosines = texts @ goal.T
         known, unknown = cosines[: len(labels)], cosines[len(labels) :]
         own = known.gather(1, labels[:, None])
-        loss = functional.cross_entropy(scale * known, labels) + 10 * (1 - own).mean()
+        # Telling classes apart helps at first, but in the end texts must lie on the vectors, not beyond them.
+        apart = functional.cross_entropy(scale * known, labels)
+        loss = (1 - step / steps) * apart + 20 * (1 - own).mean()
         loss = loss + 5 * unknown.clamp(min=0).square().sum(1).mean()
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
