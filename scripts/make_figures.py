@@ -16,7 +16,8 @@ import numpy as np
 
 from cdul_fast.data.decode import decode_photo, read_photo
 from cdul_fast.data.run_dir import Run, open_run
-from cdul_fast.reporting.parts import score_parts, settings_of_run, tile_scores
+from cdul_fast.relabelling import run_settings
+from cdul_fast.reporting.parts import score_parts, tile_scores
 from cdul_fast.views import view_boxes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +77,7 @@ def pick_photo(run: Run, truth: dict[str, list[str]]) -> tuple[str, np.ndarray]:
     """Path and cosines [1, V, C] of the photo to show; see the head of this file."""
     paths, _ = run.scores()
     cosines = np.concatenate([shard.cosines() for shard in run.shards])
-    whole, tiles = score_parts(cosines, settings_of_run(run))
+    whole, tiles = score_parts(cosines, run_settings(run))
     gains = []
     for row, path in enumerate(paths):
         kinds = [run.classes.index(name) for name in truth[path]]
@@ -94,7 +95,7 @@ def draw_views(run: Run, path: str, cosines: np.ndarray, out: Path) -> None:
     assert photo is not None, path
     height, width = photo.shape[:2]
     boxes = view_boxes(width, height)
-    how = settings_of_run(run)
+    how = run_settings(run)
     soft = np.concatenate(
         [score_parts(cosines[:, :1], how)[0][:, None], tile_scores(cosines, how.scale)], axis=1
     )[0]
@@ -116,7 +117,7 @@ def draw_parts(run: Run, truth: list[str], cosines: np.ndarray, out: Path) -> No
 
     import matplotlib.pyplot as plt
 
-    how = settings_of_run(run)
+    how = run_settings(run)
     order = np.argsort(-sum(score_parts(cosines, how))[0], kind="stable")[:7][::-1]
     names = ("global", "mean", "cdul")
     figure, panels = plt.subplots(1, 3, figsize=(7.6, 2.4), sharey=True, sharex=True)

@@ -157,8 +157,9 @@ class Run:
 
     @property
     def view_layout(self) -> str:
-        """What the views of the first shard, and so of all, are; see `Shard.view_layout`."""
-        return self.shards[0].view_layout() if self.shards else VIEWS_OF_GRID
+        """What the views of the first shard that has them, and so of all, are; see `Shard.view_layout`."""
+        first = next((shard for shard in self.shards if shard.views_path.exists()), None)
+        return first.view_layout() if first is not None else VIEWS_OF_GRID
 
     @property
     def counts(self) -> dict[str, int]:

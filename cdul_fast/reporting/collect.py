@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdul_fast.pseudo_labels import LabelSettings
-from cdul_fast.reporting.parts import parts_agree, score_parts, settings_of_run
+from cdul_fast.relabelling import run_settings
+from cdul_fast.reporting.parts import parts_agree, score_parts
 
 if TYPE_CHECKING:
     from cdul_fast.data.run_dir import Run, Shard
@@ -142,7 +143,7 @@ def collect(run: Run, samples: int) -> RunStatistics:
         samples: how many photos will be shown in all; bounds the candidates that are kept.
     """
     stats = RunStatistics(tuple(run.classes))
-    how = settings_of_run(run)
+    how = run_settings(run)
     for number, shard in enumerate(run.shards):
         table = shard.table(columns=["path", "status", "error", "width", "height", "scores", "labels"])
         _count_statuses(stats, table)

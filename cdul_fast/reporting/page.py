@@ -187,8 +187,9 @@ def _mean_labels(stats: RunStatistics) -> float:
 
 def _threshold(run: Run) -> float | None:
     """The one threshold of all classes, if there is one."""
-    value = run.config.get("threshold")
-    return float(value) if isinstance(value, int | float) and not run.info.get("thresholds") else None
+    stored = run.info.get("thresholds")
+    value = run.config.get("threshold") if stored is None else stored.get("value")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _thresholds(info: dict[str, Any]) -> dict[str, dict[str, Any]] | None:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdul_fast.pseudo_labels import GRID_LAYOUT, LabelSettings, soft_labels
 
-if TYPE_CHECKING:
-    from cdul_fast.data.run_dir import Run
-
 # Stored scores and parts recomputed from stored cosines agree to about 1e-6; past this bound the scores were
 # made by other settings than the run's config names, and the parts would mislead.
 _AGREEMENT = 1e-3
-
-
-def settings_of_run(run: Run) -> LabelSettings:
-    """The settings that turned a run's cosines into its scores; a scale left open is the model's own."""
-    config: dict[str, Any] = run.config
-    scale = config.get("scale") or run.model.get("logit_scale") or 100.0
-    return LabelSettings(
-        aggregator=str(config.get("aggregator") or "cdul"),
-        scale=float(scale),
-        zeta=float(config.get("zeta") or 0.0),
-        lam=float(config.get("lam") or 0.0),
-    )
 
 
 def score_parts(

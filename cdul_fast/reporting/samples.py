@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdul_fast.pseudo_labels import GRID_LAYOUT
+from cdul_fast.relabelling import run_settings
 from cdul_fast.reporting.collect import GROUPS, Candidate, OkRows, RunStatistics, ok_rows, shard_cosines
-from cdul_fast.reporting.parts import parts_agree, score_parts, settings_of_run, tile_scores
+from cdul_fast.reporting.parts import parts_agree, score_parts, tile_scores
 from cdul_fast.reporting.thumbnails import Thumbnail, make_thumbnail
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def sample_bars(run: Run, shard: Shard, rows: OkRows, picked: np.ndarray) -> lis
         rows: its ok rows.
         picked: int [n], indices into `rows`.
     """
-    how = settings_of_run(run)
+    how = run_settings(run)
     scores = rows.scores[picked]
     whole = tiles = by_tile = None
     cosines = shard_cosines(shard, len(rows.paths))

@@ -276,6 +276,8 @@ def test_the_rule_that_chose_the_labels_is_shown(tmp_path: Path) -> None:
     assert "Thresholds rule calibrated power 0.51235" in text
     assert "potted plant 0.125" in text
     assert "threshold 0.2" not in text
+    fixed = make_run(tmp_path / "fixed", photos=4, info={"thresholds": {"rule": "fixed", "value": 0.2}})
+    assert "threshold 0.2" in words(write_report(fixed))
 
 
 def test_failures_past_the_limit_are_counted(tmp_path: Path) -> None:
