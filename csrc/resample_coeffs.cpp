@@ -69,21 +69,27 @@ ResampleAxis resample_axis(int64_t in, int64_t out, int64_t first, int64_t count
   }
   axis.coeffs.assign(static_cast<size_t>(count) * axis.taps, 0);
 
-  std::vector<double> window(axis.taps);
-  double* const weight = window.data();
-  for (int64_t i = 0; i < count; ++i) {
-    const double center = (static_cast<double>(first + i) + 0.5) * scale;
-    const int32_t length = axis.length[i];
-    const int32_t start = axis.start[i];
-    int32_t* const coeff = &axis.coeffs[static_cast<size_t>(i) * axis.taps];
-    for (int32_t t = 0; t < length; ++t)
-      weight[t] = bicubic((static_cast<double>(t + start) - center + 0.5) * inverse);
-    double sum = 0.0;
-    for (int32_t t = 0; t < length; ++t) sum += weight[t];
+  // Tap by tap over all outputs, so that the loops vectorise; each output's sum still grows in Pillow's
+  // order, and the zeros past a window's end leave it as it is.
+  std::vector<double> weights(static_cast<size_t>(axis.taps) * count), sums(count, 0.0);
+  for (int64_t t = 0; t < axis.taps; ++t) {
+    double* const weight = &weights[static_cast<size_t>(t) * count];
+    for (int64_t i = 0; i < count; ++i) {
+      const double center = (static_cast<double>(first + i) + 0.5) * scale;
+      const double x =
+          (static_cast<double>(static_cast<int32_t>(t) + axis.start[i]) - center + 0.5) * inverse;
+      weight[i] = t < axis.length[i] ? bicubic(x) : 0.0;
+      sums[i] += weight[i];
+    }
+  }
+  for (double& sum : sums)
     if (sum == 0.0) sum = 1.0;
-    for (int32_t t = 0; t < length; ++t) {
-      const double scaled = weight[t] / sum * static_cast<double>(1 << kCoeffBits);
-      coeff[t] = static_cast<int32_t>(scaled + std::copysign(0.5, scaled));
+  for (int64_t t = 0; t < axis.taps; ++t) {
+    const double* const weight = &weights[static_cast<size_t>(t) * count];
+    for (int64_t i = 0; i < count; ++i) {
+      const double scaled = weight[i] / sums[i] * static_cast<double>(1 << kCoeffBits);
+      axis.coeffs[static_cast<size_t>(i) * axis.taps + t] =
+          static_cast<int32_t>(scaled + (scaled < 0.0 ? -0.5 : 0.5));
     }
   }
   return axis;

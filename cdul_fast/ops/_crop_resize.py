@@ -25,6 +25,9 @@ from cdul_fast.ops._arrays import (
 FITS = ("center_crop", "squash", "letterbox")
 DTYPES = ("float32", "bfloat16", "float16", "uint8")
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+
 
 def crop_resize(
     images: Array | Sequence[Array],
@@ -148,13 +151,14 @@ def _check_boxes(boxes: Any, image_count: int, *, single: bool) -> npt.NDArray[n
 
 def _check_fit(fit: str | Sequence[str], count: int) -> npt.NDArray[np.int32]:
     """Codes of the fits: one for all boxes, or one for each."""
-    names = [fit] if isinstance(fit, str) else list(fit)
-    for name in names:
-        if name not in FITS:
-            raise ValueError(f"fit: got {name!r}, expected one of {', '.join(FITS)}")
+    names = (fit,) if isinstance(fit, str) else tuple(fit)
     if not isinstance(fit, str) and len(names) != count:
         raise ValueError(f"fit: got {len(names)} fits for {count} boxes, expected one for each or one name")
-    return np.array([FITS.index(name) for name in names], dtype=np.int32)
+    try:
+        return np.array([FITS.index(name) for name in names], dtype=np.int32)
+    except ValueError:
+        wrong = next(name for name in names if name not in FITS)
+        raise ValueError(f"fit: got {wrong!r}, expected one of {', '.join(FITS)}") from None
 
 
 def _check_mean_std(
@@ -171,13 +175,13 @@ def _check_mean_std(
 
 
 def _three(name: str, values: Sequence[float], *, positive: bool = False) -> tuple[float, float, float]:
-    numbers = [float(value) for value in values]
-    with np.errstate(over="ignore"):
-        stored = np.array(numbers, dtype=np.float32)
-    if len(numbers) != 3 or not np.isfinite(stored).all() or (positive and not (stored > 0).all()):
+    numbers = tuple(float(value) for value in values)
+    # As float32, which they become: finite, and not so small that a positive one vanishes.
+    fit = all(abs(x) <= _FLOAT32_MAX and (not positive or x >= _FLOAT32_TINY) for x in numbers)
+    if len(numbers) != 3 or not fit:
         kind = "three positive numbers" if positive else "three numbers"
-        raise ValueError(f"{name}: got {numbers}, expected {kind}, one for each channel")
-    return numbers[0], numbers[1], numbers[2]
+        raise ValueError(f"{name}: got {list(numbers)}, expected {kind}, one for each channel")
+    return numbers
 
 
 def _check_int(name: str, value: object) -> int:

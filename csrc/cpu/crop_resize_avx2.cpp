@@ -215,10 +215,10 @@ struct Store {
   const float* table;
   bool non_temporal;
 
-  Store(const PixelFormat& format, int channel)
-      : normalise(format.channel[channel]),
-        table(kType == PixelType::uint8 ? nullptr : format.table_f32 + 256 * channel),
-        non_temporal(format.non_temporal) {}
+  Store(const FinishJob& job, int channel)
+      : normalise(job.format->channel[channel]),
+        table(kType == PixelType::uint8 ? nullptr : job.format->table_f32 + 256 * channel),
+        non_temporal(job.non_temporal) {}
 
   inline void operator()(__m256i value, char* out, int64_t n) const {
     if (kType == PixelType::uint8) {
@@ -249,7 +249,7 @@ struct Store {
     if (n < 8) {
       const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
       _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes), result);
-    } else if (non_temporal && reinterpret_cast<uintptr_t>(out) % 32 == 0) {
+    } else if (non_temporal) {
       _mm256_stream_ps(to, result);
     } else {
       _mm256_storeu_ps(to, result);
@@ -279,7 +279,7 @@ void finish_single(const FinishJob& job, int64_t pixel_bytes) {
   for (int row = 0; row < kRows; ++row) weights[row] = broadcast(job.coeffs[row]);
   const __m128i right = _mm_cvtsi32_si128(8 * job.shift), left = _mm_cvtsi32_si128(32 - 8 * job.shift);
   for (int channel = 0; channel < 3; ++channel) {
-    const Store store(*job.format, channel);
+    const Store store(job, channel);
     const uint32_t* const here = job.window[0] + channel * job.pitch;
     const uint32_t* const next = kShifted ? job.window[1] + channel * job.pitch : here;
     for (int64_t x = 0; x < job.columns; x += 8) {
@@ -301,7 +301,7 @@ void finish_single(const FinishJob& job, int64_t pixel_bytes) {
 template <class Store>
 void finish_several(const FinishJob& job, int64_t pixel_bytes) {
   for (int channel = 0; channel < 3; ++channel) {
-    const Store store(*job.format, channel);
+    const Store store(job, channel);
     for (int64_t x = 0; x < job.columns; x += 8) {
       const int64_t at = channel * job.pitch + x;
       Sums sums;

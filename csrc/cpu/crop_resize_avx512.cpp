@@ -48,14 +48,23 @@ struct Sums {
   }
 };
 
-// Index for _mm512_permutex2var_epi8: bytes shift..shift+3 of the eight that two dwords make.
-inline __m512i shifted_pair_index(int shift) {
-  alignas(64) uint8_t index[64];
-  for (int i = 0; i < 64; ++i) {
-    const int byte = i % 4 + shift;
-    index[i] = static_cast<uint8_t>(byte < 4 ? i - i % 4 + byte : 64 + i - i % 4 + byte - 4);
+// Indices for _mm512_permutex2var_epi8 of two vectors: bytes shift..shift+3 of the eight that their dwords
+// make.
+struct ShiftTable {
+  alignas(64) uint8_t index[4][64];
+
+  constexpr ShiftTable() : index() {
+    for (int shift = 0; shift < 4; ++shift)
+      for (int i = 0; i < 64; ++i) {
+        const int byte = i % 4 + shift;
+        index[shift][i] = static_cast<uint8_t>(byte < 4 ? i + shift : 64 + i + shift - 4);
+      }
   }
-  return _mm512_load_si512(index);
+};
+constexpr ShiftTable kShift;
+
+inline __m512i shifted_pair(__m512i here, int64_t shift, __m512i next) {
+  return _mm512_permutex2var_epi8(here, _mm512_load_si512(kShift.index[shift]), next);
 }
 
 // ---- first pass ----------------------------------------------------------------------------------------
@@ -63,15 +72,14 @@ inline __m512i shifted_pair_index(int shift) {
 // The source of 16 rows as dwords of four pixels of a channel, row r in lane r; made as the windows reach it.
 class TransposedRows {
  public:
-  explicit TransposedRows(const HorizontalJob& job) : job_(job), mask_(job.ring_groups - 1) {
+  explicit TransposedRows(const HorizontalJob& job)
+      : rows_(job.rows), width_(job.width), ring_(job.ring), mask_(job.ring_groups - 1) {
     alignas(64) uint8_t index[64] = {};
     for (int group = 0; group < 4; ++group)
       for (int channel = 0; channel < 3; ++channel)
         for (int pixel = 0; pixel < 4; ++pixel)
           index[16 * group + 4 * channel + pixel] = static_cast<uint8_t>(3 * (4 * group + pixel) + channel);
     planar_ = _mm512_load_si512(index);
-    for (int shift = 1; shift < 4; ++shift) shifted_[shift] = shifted_pair_index(shift);
-    for (int channel = 0; channel < 3; ++channel) before_[channel] = _mm512_setzero_si512();
   }
 
   // Makes all groups up to `last`.
@@ -80,41 +88,22 @@ class TransposedRows {
   }
 
   inline __m512i load(int64_t group, int channel) const {
-    return _mm512_load_si512(job_.ring + (group & mask_) * kSlotBytes + 64 * channel);
+    return _mm512_load_si512(ring_ + (group & mask_) * kSlotBytes + 64 * channel);
   }
 
  private:
-  void step() {
+  __attribute__((noinline)) void step() {
     __m512i groups[3][4];
-    load_sixteen_pixels(groups);
-    for (int i = 0; i < 4; ++i) {
-      if (!job_.axis->sliding) {
-        for (int channel = 0; channel < 3; ++channel) store(made_ + i, channel, groups[channel][i]);
-        continue;
-      }
-      // The windows that start in the four pixels before this group reach into it.
-      for (int channel = 0; channel < 3; ++channel) {
-        const __m512i before = before_[channel], now = groups[channel][i];
-        const int64_t start = next_pixel_ + 4 * i - 4;
-        if (start >= 0) {
-          store(start, channel, before);
-          for (int shift = 1; shift < 4; ++shift)
-            store(start + shift, channel, _mm512_permutex2var_epi8(before, shifted_[shift], now));
-        }
-        before_[channel] = now;
-      }
-    }
-    next_pixel_ += 16;
-    made_ = job_.axis->sliding ? next_pixel_ - 4 : next_pixel_ / 4;
+    load_sixteen_pixels(4 * made_, groups);
+    for (int i = 0; i < 4; ++i, ++made_)
+      for (int channel = 0; channel < 3; ++channel)
+        _mm512_store_si512(ring_ + (made_ & mask_) * kSlotBytes + 64 * channel, groups[channel][i]);
   }
 
-  inline void store(int64_t group, int channel, __m512i value) {
-    _mm512_store_si512(job_.ring + (group & mask_) * kSlotBytes + 64 * channel, value);
-  }
-
-  // groups[channel][i], lane r: pixels 4i..4i+3 of the next sixteen, of row r; zero past the width.
-  inline void load_sixteen_pixels(__m512i groups[3][4]) {
-    const int64_t bytes = 3 * (job_.width - next_pixel_);
+  // groups[channel][i], lane r: pixels 4i..4i+3 of the sixteen from `pixel` on, of row r; zero past the
+  // width.
+  inline void load_sixteen_pixels(int64_t pixel, __m512i groups[3][4]) const {
+    const int64_t bytes = 3 * (width_ - pixel);
     if (bytes <= 0) {
       for (int channel = 0; channel < 3; ++channel)
         for (int i = 0; i < 4; ++i) groups[channel][i] = _mm512_setzero_si512();
@@ -125,7 +114,7 @@ class TransposedRows {
     for (int k = 0; k < 4; ++k) {
       __m512i row[4];
       for (int j = 0; j < 4; ++j) {
-        const uint8_t* const source = job_.rows[4 * k + j] + 3 * next_pixel_;
+        const uint8_t* const source = rows_[4 * k + j] + 3 * pixel;
         row[j] = _mm512_permutexvar_epi8(planar_, _mm512_maskz_loadu_epi8(valid, source));
       }
       const __m512i rg01 = _mm512_unpacklo_epi32(row[0], row[1]),
@@ -148,172 +137,224 @@ class TransposedRows {
     }
   }
 
-  const HorizontalJob& job_;
+  const uint8_t* const* rows_;
+  int64_t width_;
+  uint8_t* ring_;
   int64_t mask_;
   __m512i planar_;
-  __m512i shifted_[4];
-  __m512i before_[3];
-  int64_t next_pixel_ = 0;
   int64_t made_ = 0;
 };
 
-// One output column of 16 rows.
-inline void column(const HorizontalJob& job, TransposedRows& rows, int64_t x, __m512i out[3]) {
-  const PackedAxis& axis = *job.axis;
-  const int64_t first = axis.first[x];
-  const int64_t groups = axis.groups[x];
-  const int32_t* coeffs = axis.coeffs + x * axis.max_groups * kPlanes;
-  rows.make(first + groups - 1);
-  if (groups == 1) {
-    const Weights w = broadcast(coeffs);
-    for (int channel = 0; channel < 3; ++channel) out[channel] = dot_one(rows.load(first, channel), w);
-    return;
+// The pixel values of four output columns of 16 rows, from windows of four pixels that start anywhere.
+inline void four_columns_of_four(const TransposedRows& rows, const int32_t* const* coeffs,
+                                 const int64_t* first, __m512i out[3][4]) {
+  for (int i = 0; i < 4; ++i) {
+    const Weights w = broadcast(coeffs[i]);
+    const int64_t group = first[i] / 4, shift = first[i] % 4;
+    for (int channel = 0; channel < 3; ++channel) {
+      const __m512i window = shifted_pair(rows.load(group, channel), shift, rows.load(group + 1, channel));
+      out[channel][i] = dot_one(window, w);
+    }
   }
-  Sums sums[3];
-  for (int64_t group = 0; group < groups; ++group, coeffs += kPlanes) {
+}
+
+// The same for one column, from whole groups.
+inline void one_column_of_many(const TransposedRows& rows, const int32_t* coeffs, int64_t first,
+                               int64_t groups, __m512i* red, __m512i* green, __m512i* blue) {
+  Sums r, g, b;
+  for (int64_t group = first; group < first + groups; ++group, coeffs += kPlanes) {
     const Weights w = broadcast(coeffs);
-    for (int channel = 0; channel < 3; ++channel) sums[channel].add(rows.load(first + group, channel), w);
+    r.add(rows.load(group, 0), w);
+    g.add(rows.load(group, 1), w);
+    b.add(rows.load(group, 2), w);
   }
-  for (int channel = 0; channel < 3; ++channel) out[channel] = sums[channel].value();
+  *red = r.value();
+  *green = g.value();
+  *blue = b.value();
+}
+
+template <bool kSliding>
+void horizontal_as(const HorizontalJob& job) {
+  TransposedRows rows(job);
+  const PackedAxis axis = *job.axis;
+  const int64_t pitch = job.pitch;
+  uint32_t* const out[4] = {job.out[0], job.out[1], job.out[2], job.out[3]};
+  for (int64_t x = 0; x < axis.count; x += 4) {
+    int64_t first[4], groups[4];
+    const int32_t* coeffs[4];
+    for (int i = 0; i < 4; ++i) {  // past the last column, that one again: the intermediate is wide enough
+      const int64_t column = x + i < axis.count ? x + i : axis.count - 1;
+      first[i] = axis.first[column];
+      groups[i] = axis.groups[column];
+      coeffs[i] = axis.coeffs + column * axis.max_groups * kPlanes;
+    }
+    rows.make(kSliding ? first[3] / 4 + 1 : first[3] + groups[3] - 1);
+    __m512i values[3][4];
+    if (kSliding)
+      four_columns_of_four(rows, coeffs, first, values);
+    else
+      for (int i = 0; i < 4; ++i)
+        one_column_of_many(rows, coeffs[i], first[i], groups[i], &values[0][i], &values[1][i], &values[2][i]);
+    for (int channel = 0; channel < 3; ++channel) {
+      // Packing clamps, and leaves four columns of rows 4k..4k+3 in 128-bit lane k: one piece of each group.
+      const __m512i p01 = _mm512_packs_epi32(values[channel][0], values[channel][1]);
+      const __m512i p23 = _mm512_packs_epi32(values[channel][2], values[channel][3]);
+      const __m512i bytes = _mm512_packus_epi16(p01, p23);
+      const int64_t at = channel * pitch + x;
+      _mm_store_si128(reinterpret_cast<__m128i*>(out[0] + at), _mm512_castsi512_si128(bytes));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out[1] + at), _mm512_extracti32x4_epi32(bytes, 1));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out[2] + at), _mm512_extracti32x4_epi32(bytes, 2));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out[3] + at), _mm512_extracti32x4_epi32(bytes, 3));
+    }
+  }
 }
 
 void horizontal(const HorizontalJob& job) {
-  TransposedRows rows(job);
-  const int64_t count = job.axis->count;
-  for (int64_t x = 0; x < count; x += 4) {
-    __m512i columns[4][3];
-    for (int i = 0; i < 4; ++i) {
-      if (x + i < count)
-        column(job, rows, x + i, columns[i]);
-      else
-        for (int channel = 0; channel < 3; ++channel) columns[i][channel] = _mm512_setzero_si512();
-    }
-    for (int channel = 0; channel < 3; ++channel) {
-      // Packing clamps, and leaves four columns of rows 4k..4k+3 in 128-bit lane k: one piece of each group.
-      const __m512i p01 = _mm512_packs_epi32(columns[0][channel], columns[1][channel]);
-      const __m512i p23 = _mm512_packs_epi32(columns[2][channel], columns[3][channel]);
-      const __m512i bytes = _mm512_packus_epi16(p01, p23);
-      const int64_t at = channel * job.pitch + x;
-      _mm_store_si128(reinterpret_cast<__m128i*>(job.out[0] + at), _mm512_castsi512_si128(bytes));
-      _mm_store_si128(reinterpret_cast<__m128i*>(job.out[1] + at), _mm512_extracti32x4_epi32(bytes, 1));
-      _mm_store_si128(reinterpret_cast<__m128i*>(job.out[2] + at), _mm512_extracti32x4_epi32(bytes, 2));
-      _mm_store_si128(reinterpret_cast<__m128i*>(job.out[3] + at), _mm512_extracti32x4_epi32(bytes, 3));
-    }
-  }
+  return job.axis->sliding ? horizontal_as<true>(job) : horizontal_as<false>(job);
 }
 
 // ---- second pass ---------------------------------------------------------------------------------------
 
-// (pixel / 255 - mean) / std; see PixelFormat::Channel.
+// Values of 64 columns, clamped to bytes: dword i of 128-bit lane k holds columns 16i + 4k .. 16i + 4k + 3.
+inline __m512i pack(const __m512i values[4]) {
+  return _mm512_packus_epi16(_mm512_packs_epi32(values[0], values[1]),
+                             _mm512_packs_epi32(values[2], values[3]));
+}
+
+// (pixel / 255 - mean) / std; see PixelFormat::Channel. The pixel comes as the dword p * 0x01010101, the
+// first 32 bits of p / 255 in binary; what follows them is more than nothing and, from the 24th bit on, at
+// least half of that bit, so that rounding the dword up to 24 bits is the correctly rounded p / 255, times
+// 2^32.
 struct Normaliser {
   __m512 mean, high, low;
 
   explicit Normaliser(const PixelFormat::Channel& c)
-      : mean(_mm512_set1_ps(c.mean)),
-        high(_mm512_set1_ps(c.inverse_std_high)),
-        low(_mm512_set1_ps(c.inverse_std_low)) {}
+      : mean(_mm512_set1_ps(c.mean * 0x1p32f)),
+        high(_mm512_set1_ps(c.inverse_std_high * 0x1p-32f)),
+        low(_mm512_set1_ps(c.inverse_std_low * 0x1p-32f)) {}
 
   inline __m512 operator()(__m512i pixels) const {
-    const __m512 p = _mm512_cvtepi32_ps(pixels);
-    const __m512 scaled =
-        _mm512_fmadd_ps(p, _mm512_set1_ps(kInverse255High), _mm512_mul_ps(p, _mm512_set1_ps(kInverse255Low)));
+    const __m512 scaled = _mm512_cvt_roundepu32_ps(pixels, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
     const __m512 centred = _mm512_sub_ps(scaled, mean);
     return _mm512_fmadd_ps(centred, high, _mm512_mul_ps(centred, low));
   }
 };
 
-inline __m512i clamp(__m512i value) {
-  return _mm512_min_epi32(_mm512_max_epi32(value, _mm512_setzero_si512()), _mm512_set1_epi32(255));
-}
-
-// A store takes kVectors values of 16 columns, not yet clamped, and writes the first n of them.
+// A store takes values of 64 columns, not yet clamped, and writes the first n of them.
 template <bool kExact>
 struct StoreFloat32 {
-  static constexpr int kVectors = 1;
   Normaliser normalise;
   const float* table;
   bool non_temporal;
+  __m512i spread[4];  // byte d of dword i of a lane, four times, to dword d
 
-  StoreFloat32(const PixelFormat& format, int channel)
-      : normalise(format.channel[channel]),
-        table(format.table_f32 + 256 * channel),
-        non_temporal(format.non_temporal) {}
+  StoreFloat32(const FinishJob& job, int channel)
+      : normalise(job.format->channel[channel]),
+        table(job.format->table_f32 + 256 * channel),
+        non_temporal(job.non_temporal) {
+    const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303));
+    for (int i = 0; i < 4; ++i)
+      spread[i] = _mm512_add_epi8(first, _mm512_set1_epi8(static_cast<char>(4 * i)));
+  }
 
-  inline void operator()(const __m512i* values, char* out, int64_t n) const {
-    const __m512i pixels = clamp(values[0]);
-    const __m512 result = kExact ? normalise(pixels) : _mm512_i32gather_ps(pixels, table, 4);
-    if (n < 16)
-      _mm512_mask_storeu_ps(out, static_cast<__mmask16>((1u << n) - 1), result);
-    else if (non_temporal && reinterpret_cast<uintptr_t>(out) % 64 == 0)
-      _mm512_stream_ps(reinterpret_cast<float*>(out), result);
+  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
+    const __m512i packed = pack(values);
+    float* const to = reinterpret_cast<float*>(out);
+    if (n >= 64) {
+      for (int i = 0; i < 4; ++i) store(to + 16 * i, result(packed, i));
+      return;
+    }
+    for (int i = 0; 16 * i < n; ++i)
+      _mm512_mask_storeu_ps(to + 16 * i,
+                            n - 16 * i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n % 16)) - 1),
+                            result(packed, i));
+  }
+
+ private:
+  inline __m512 result(__m512i packed, int i) const {
+    const __m512i pixels = _mm512_shuffle_epi8(packed, spread[i]);
+    if (kExact) return normalise(pixels);
+    return _mm512_i32gather_ps(_mm512_and_si512(pixels, _mm512_set1_epi32(255)), table, 4);
+  }
+
+  inline void store(float* to, __m512 value) const {
+    if (non_temporal)
+      _mm512_stream_ps(to, value);
     else
-      _mm512_storeu_ps(out, result);
+      _mm512_storeu_ps(to, value);
   }
 };
 
-// bfloat16 and float16: a table of 256 words in eight registers.
+inline void store_bytes(char* out, __m512i value, int64_t n, bool non_temporal) {
+  if (n < 64)
+    _mm512_mask_storeu_epi8(out, n > 0 ? (1ull << n) - 1 : 0, value);
+  else if (non_temporal)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), value);
+  else
+    _mm512_storeu_si512(out, value);
+}
+
+// bfloat16 and float16: a table of 256 low bytes and one of 256 high bytes, in registers.
 struct Store16 {
-  static constexpr int kVectors = 2;
-  __m512i table[8];
+  __m512i low[4], high[4];
   bool non_temporal;
 
-  Store16(const PixelFormat& format, int channel) : non_temporal(format.non_temporal) {
-    for (int i = 0; i < 8; ++i) table[i] = _mm512_loadu_si512(format.table_16 + 256 * channel + 32 * i);
+  Store16(const FinishJob& job, int channel) : non_temporal(job.non_temporal) {
+    alignas(64) uint8_t bytes[2][256];
+    for (int p = 0; p < 256; ++p) {
+      bytes[0][p] = static_cast<uint8_t>(job.format->table_16[256 * channel + p]);
+      bytes[1][p] = static_cast<uint8_t>(job.format->table_16[256 * channel + p] >> 8);
+    }
+    for (int i = 0; i < 4; ++i) {
+      low[i] = _mm512_load_si512(bytes[0] + 64 * i);
+      high[i] = _mm512_load_si512(bytes[1] + 64 * i);
+    }
   }
 
-  inline void operator()(const __m512i* values, char* out, int64_t n) const {
-    __m512i p = _mm512_packs_epi32(values[0], values[1]);
-    p = _mm512_min_epi16(_mm512_max_epi16(p, _mm512_setzero_si512()), _mm512_set1_epi16(255));
-    const __mmask32 bit6 = _mm512_test_epi16_mask(p, _mm512_set1_epi16(64));
-    const __mmask32 bit7 = _mm512_test_epi16_mask(p, _mm512_set1_epi16(128));
-    const __m512i lower = _mm512_mask_blend_epi16(bit6, _mm512_permutex2var_epi16(table[0], p, table[1]),
-                                                  _mm512_permutex2var_epi16(table[2], p, table[3]));
-    const __m512i upper = _mm512_mask_blend_epi16(bit6, _mm512_permutex2var_epi16(table[4], p, table[5]),
-                                                  _mm512_permutex2var_epi16(table[6], p, table[7]));
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);  // undoes the packing's
-    const __m512i result = _mm512_permutexvar_epi64(order, _mm512_mask_blend_epi16(bit7, lower, upper));
-    if (n < 32)
-      _mm512_mask_storeu_epi16(out, (1u << n) - 1, result);
-    else if (non_temporal && reinterpret_cast<uintptr_t>(out) % 64 == 0)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(out), result);
-    else
-      _mm512_storeu_si512(out, result);
+  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
+    // Columns 8k..8k+7 and 32+8k..32+8k+7 to lane k: unpacking makes words of them in order.
+    const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 1, 5, 3, 7, 9, 13, 11, 15);
+    const __m512i pixels = _mm512_permutexvar_epi32(order, pack(values));
+    const __mmask64 upper = _mm512_movepi8_mask(pixels);
+    const __m512i low_bytes = look_up(low, pixels, upper), high_bytes = look_up(high, pixels, upper);
+    store_bytes(out, _mm512_unpacklo_epi8(low_bytes, high_bytes), 2 * n, non_temporal);
+    store_bytes(out + 64, _mm512_unpackhi_epi8(low_bytes, high_bytes), 2 * n - 64, non_temporal);
+  }
+
+ private:
+  static inline __m512i look_up(const __m512i table[4], __m512i index, __mmask64 upper) {
+    return _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(table[0], index, table[1]),
+                                  _mm512_permutex2var_epi8(table[2], index, table[3]));
   }
 };
 
 struct StoreUint8 {
-  static constexpr int kVectors = 4;
   bool non_temporal;
 
-  StoreUint8(const PixelFormat& format, int) : non_temporal(format.non_temporal) {}
+  StoreUint8(const FinishJob& job, int) : non_temporal(job.non_temporal) {}
 
-  inline void operator()(const __m512i* values, char* out, int64_t n) const {
-    const __m512i packed = _mm512_packus_epi16(_mm512_packs_epi32(values[0], values[1]),
-                                               _mm512_packs_epi32(values[2], values[3]));
+  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i result = _mm512_permutexvar_epi32(order, packed);
-    if (n < 64)
-      _mm512_mask_storeu_epi8(out, (1ull << n) - 1, result);
-    else if (non_temporal && reinterpret_cast<uintptr_t>(out) % 64 == 0)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(out), result);
-    else
-      _mm512_storeu_si512(out, result);
+    store_bytes(out, _mm512_permutexvar_epi32(order, pack(values)), n, non_temporal);
   }
 };
 
 // Windows of one group; kShifted where it starts inside a dword.
 template <class Store, int kRows, bool kShifted>
 void finish_single(const FinishJob& job, int64_t pixel_bytes) {
-  constexpr int kVectors = Store::kVectors;
+  constexpr int kVectors = 4;
+  const int64_t columns = job.columns;
   Weights weights[kRows];
   for (int row = 0; row < kRows; ++row) weights[row] = broadcast(job.coeffs[row]);
-  const __m512i index = shifted_pair_index(job.shift);
+  const int64_t shift = job.shift;
   for (int channel = 0; channel < 3; ++channel) {
-    const Store store(*job.format, channel);
+    const Store store(job, channel);
     const uint32_t* const here = job.window[0] + channel * job.pitch;
     const uint32_t* const next = kShifted ? job.window[1] + channel * job.pitch : here;
-    for (int64_t x = 0; x < job.columns; x += 16 * kVectors) {
-      const int64_t n = job.columns - x;
+    char* out[kRows];
+    for (int row = 0; row < kRows; ++row) out[row] = job.out[row] + channel * job.channel_stride;
+    for (int64_t x = 0; x < columns; x += 16 * kVectors) {
+      const int64_t n = columns - x;
       __m512i values[kRows][kVectors];
       for (int i = 0; i < kVectors; ++i) {
         if (i > 0 && 16 * i >= n) {
@@ -321,20 +362,19 @@ void finish_single(const FinishJob& job, int64_t pixel_bytes) {
           continue;
         }
         __m512i window = _mm512_load_si512(here + x + 16 * i);
-        if (kShifted) window = _mm512_permutex2var_epi8(window, index, _mm512_load_si512(next + x + 16 * i));
+        if (kShifted) window = shifted_pair(window, shift, _mm512_load_si512(next + x + 16 * i));
         for (int row = 0; row < kRows; ++row) values[row][i] = dot_one(window, weights[row]);
       }
-      for (int row = 0; row < kRows; ++row)
-        store(values[row], job.out[row] + channel * job.channel_stride + x * pixel_bytes, n);
+      for (int row = 0; row < kRows; ++row) store(values[row], out[row] + x * pixel_bytes, n);
     }
   }
 }
 
 template <class Store>
 void finish_several(const FinishJob& job, int64_t pixel_bytes) {
-  constexpr int kVectors = Store::kVectors;
+  constexpr int kVectors = 4;
   for (int channel = 0; channel < 3; ++channel) {
-    const Store store(*job.format, channel);
+    const Store store(job, channel);
     for (int64_t x = 0; x < job.columns; x += 16 * kVectors) {
       const int64_t n = job.columns - x;
       __m512i values[kVectors];
@@ -382,8 +422,9 @@ bool formula_is_exact(const PixelFormat& format) {
   for (int channel = 0; channel < 3; ++channel) {
     const Normaliser normalise(format.channel[channel]);
     for (int p = 0; p < 256; p += 16) {
-      const __m512i pixels = _mm512_add_epi32(
-          _mm512_set1_epi32(p), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+      const __m512i offset = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i pixels =
+          _mm512_mullo_epi32(_mm512_add_epi32(_mm512_set1_epi32(p), offset), _mm512_set1_epi32(0x01010101));
       const __m512i wanted = _mm512_loadu_si512(format.table_f32 + 256 * channel + p);
       if (_mm512_cmpneq_epi32_mask(_mm512_castps_si512(normalise(pixels)), wanted)) return false;
     }

@@ -72,6 +72,7 @@ struct FinishJob {
   int64_t columns, pitch;
   char* out[2];            // first pixel of channel 0 of each row
   int64_t channel_stride;  // bytes from a channel to the next
+  bool non_temporal;       // store past the caches; then rows start on cache lines
   const PixelFormat* format;
 };
 
