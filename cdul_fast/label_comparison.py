@@ -111,7 +111,7 @@ class LabelComparison(TableResult):
         return lines + list(self.notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON: figures in 0..1, also published ones, null where there is none."""
+        """Everything as plain values for JSON; figures (published ones too) in 0..1, null where none is."""
         methods: dict[str, Any] = dict.fromkeys(METHODS)
         for method, values in self.average_precision.items():
             by_class = dict(zip(self.classes, optional(values), strict=True))

@@ -43,7 +43,7 @@ def average_precision(scores: NDArray[np.float32], targets: NDArray[np.int8]) ->
         column = scores[known, index].astype(np.float64)
         low, high = column.min(), column.max()
         if low < 0 or high > 1:
-            # torchmetrics puts what lies outside 0..1, as raw cosines do, through a sigmoid, which ties scores
+            # torchmetrics puts what lies outside 0..1, as raw cosines do, through a sigmoid; that ties scores
             # that differ; moved into 0..1 they keep their order.
             column = (column - low) / max(high - low, np.finfo(np.float64).tiny)
         present = torch.from_numpy(targets[known, index].astype(np.int64))

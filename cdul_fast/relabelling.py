@@ -36,6 +36,8 @@ from cdul_fast.prompts import ClassList, class_embeddings, load_classes
 from cdul_fast.pseudo_labels import LabelSettings, available_aggregators, soft_labels
 from cdul_fast.tables import TableResult, shorten
 
+# Cosine between embeddings of one text by two backends or precisions of the same weights: bf16 gives 0.9999.
+_SAME_TEXT = 0.999
 _KEPT_COLUMNS = ("path", "status", "error", "width", "height")
 
 
@@ -312,28 +314,42 @@ def _new_views(
             "run label with the new class list"
         )
     encoder = encoder if encoder is not None else _text_encoder(run)
-    if encoder.fingerprint != run.model.get("fingerprint"):
-        raise ConfigError(
-            f"{show_path(run.path)} was made with other weights than this {run.model.get('name')} "
-            f"(fingerprint {run.model.get('fingerprint')}, now {encoder.fingerprint}): its embeddings and "
-            "new texts cannot be compared"
-        )
     template = run.config.get("template") or "single"
-    texts = class_embeddings(encoder, listed, template, run.config.get("cache_dir"))
+    cache_dir = run.config.get("cache_dir")
+    if encoder.fingerprint != run.model.get("fingerprint") and not _same_texts(run, encoder, template):
+        raise ConfigError(
+            f"{show_path(run.path)} was made with other weights than this {run.model.get('name')}: the texts "
+            "of its classes come out differently, so its embeddings cannot be compared with new ones"
+        )
+    texts = class_embeddings(encoder, listed, template, cache_dir)
     return listed.names, _Views(texts=np.asarray(texts, dtype=np.float32))
+
+
+def _same_texts(run: Run, encoder: Any, template: str) -> bool:
+    """Whether the encoder gives the stored texts of the run's classes, as another backend or precision would.
+
+    The middle one decides: a class that had prompts of its own differs without meaning anything.
+    """
+    stored = run.texts()
+    if stored is None:
+        return False
+    now = class_embeddings(encoder, ClassList(tuple(run.classes)), template, run.config.get("cache_dir"))
+    return now.shape == stored.shape and float(np.median((now * stored).sum(axis=1))) > _SAME_TEXT
 
 
 def _text_encoder(run: Run) -> Any:
     from cdul_fast.encoders import create_encoder
 
-    model = run.model
+    model, config = run.model, run.config
+    # int8 quantises the image tower on the run's own photos; the text tower is that of full precision.
+    int8 = model.get("precision") == "int8"
     return create_encoder(
-        model["name"],
-        model.get("pretrained") or "",
+        config.get("model") or model["name"],
+        config.get("pretrained") or "",
         backend=model.get("backend") or "auto",
-        precision=model.get("precision") or "auto",
-        quickgelu=run.config.get("quickgelu"),
-        cache_dir=run.config.get("cache_dir"),
+        precision="auto" if int8 else model.get("precision") or "auto",
+        quickgelu=config.get("quickgelu"),
+        cache_dir=config.get("cache_dir"),
     )
 
 

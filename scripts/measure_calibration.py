@@ -1,6 +1,7 @@
 """Prints the evidence for the default label rule: F1 of the label sets against the truth, rule by rule.
 
     python scripts/measure_calibration.py --scores ../shared/data/voc12_clip_scores.npz
+    python scripts/measure_calibration.py --run run/ --truth labels.csv
 
 Every rule sees the scores alone; the truth only marks them. Each is marked on all photos, on draws of 48
 and of 500 photos, on photos that hold none of ten classes (absent classes must not be labelled out of
@@ -10,7 +11,7 @@ noise) and on a set where four in five photos hold a person, at three softmax sc
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,16 @@ from numpy.typing import NDArray
 
 from cdul_fast import calibration
 from cdul_fast.calibration import calibrate
+from cdul_fast.data.run_dir import open_run
+from cdul_fast.data.truth import load_truth
+from cdul_fast.evaluation import match_truth
 from cdul_fast.metrics import set_scores
 from cdul_fast.pseudo_labels import EXTREMES_LAYOUT, LabelSettings, select_labels, soft_labels
 
 Scores = NDArray[np.float32]
 Sets = NDArray[np.bool_]
 DRAWS = 8
+HEADINGS = ("rule", "labels", "none", "example", "micro", "macro")
 
 
 def per_class(split: Callable[[NDArray[np.float32]], float], scores: Scores) -> Sets:
@@ -127,38 +132,79 @@ def selections(labels: Sets, person: int, rng: np.random.Generator) -> dict[str,
     }
 
 
+def marks(sets: Sets, targets: NDArray[np.int8]) -> list[str]:
+    whole = set_scores(sets, targets)
+    return [
+        f"{sets.sum() / len(sets):.2f}",
+        f"{(~sets.any(axis=1)).mean() * 100:.1f} %",
+        *(f"{value * 100:.1f}" for value in (whole.example, whole.micro, whole.macro)),
+    ]
+
+
+def print_row(cells: Iterable[str]) -> None:
+    print("| " + " | ".join(cells) + " |")
+
+
+def measure_run(path: str, truth_path: str) -> None:
+    """The rules on the stored scores of one run."""
+    run, truth = open_run(path), load_truth(truth_path)
+    paths, scores = run.scores()
+    matched = match_truth(paths, run.classes, truth, root=str(run.root), run=path)
+    scores, targets = scores[matched.alignment.rows], matched.targets
+    held = (targets == 1).sum() / len(targets)
+    print(f"{len(targets)} photos, {len(run.classes)} classes, {held:.2f} labels a photo; F1 in %\n")
+    print_row(HEADINGS)
+    print("|---" * len(HEADINGS) + "|")
+    for name, rule in RULES.items():
+        if "expected" not in name or "F1" in name:
+            print_row([name, *marks(rule(scores), targets)])
+    sets = calibrate(scores, expected_labels=float(held)).select(scores)
+    print_row([f"calibrated, {held:.2f} expected", *marks(sets, targets)])
+
+
+def measure_cache(path: Path, scales: list[float]) -> None:
+    """The rules on cached cosines at several scales, on all photos and on selections of them."""
+    data = np.load(path)
+    labels = data["labels"].astype(np.bool_)
+    person = [str(name) for name in data["classes"]].index("person")
+    cosines = np.stack([data["global_cos"], data["local_max_cos"], data["local_min_cos"]], axis=1)
+    chosen = selections(labels, person, np.random.default_rng(0))
+    others = {name: draws for name, draws in chosen.items() if name != "all"}
+    print(f"{len(labels)} photos, {labels.sum() / len(labels):.2f} labels a photo; F1 in %")
+    for scale in scales:
+        scores = soft_labels(cosines, LabelSettings("cdul", scale), view_layout=EXTREMES_LAYOUT)
+        print(f"\nscale {scale:g}\n")
+        headings = [*HEADINGS, *(f"{name}: micro" for name in others)]
+        print_row(headings)
+        print("|---" * len(headings) + "|")
+        for name, rule in RULES.items():
+            parts = (
+                np.mean([set_scores(rule(scores[rows]), labels[rows]).micro for rows in draws])
+                for draws in others.values()
+            )
+            print_row([name, *marks(rule(scores), labels), *(f"{value * 100:.1f}" for value in parts)])
+        bounds = np.linspace(0.01, 0.9, 179)
+        best = max(
+            bounds, key=lambda bound: set_scores(scores >= np.float32(bound), labels.astype(np.int8)).micro
+        )
+        print_row([f"fixed {best:.3f}, found with the truth", *marks(scores >= np.float32(best), labels)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scores", type=Path, default=Path("../shared/data/voc12_clip_scores.npz"))
     parser.add_argument("--scales", type=float, nargs="+", default=[20.0, 50.0, 100.0])
+    parser.add_argument("--run", help="a run directory in place of cached cosines")
+    parser.add_argument("--truth", help="the true labels of --run")
     arguments = parser.parse_args()
-    data = np.load(arguments.scores)
-    labels = data["labels"].astype(np.bool_)
-    person = [str(name) for name in data["classes"]].index("person")
-    cosines = np.stack([data["global_cos"], data["local_max_cos"], data["local_min_cos"]], axis=1)
-    chosen = selections(labels, person, np.random.default_rng(0))
-    print(f"{len(labels)} photos, {labels.sum() / len(labels):.2f} labels a photo; F1 in %")
-    for scale in arguments.scales:
-        scores = soft_labels(cosines, LabelSettings("cdul", scale), view_layout=EXTREMES_LAYOUT)
-        print(f"\nscale {scale:g}\n")
-        print(
-            "| rule | labels | none | example | micro | macro | "
-            + " | ".join(f"{n}: micro" for n in list(chosen)[1:])
-            + " |"
-        )
-        print("|---" * (6 + len(chosen) - 1) + "|")
-        for name, rule in RULES.items():
-            sets = rule(scores)
-            whole = set_scores(sets, labels)
-            parts = [
-                np.mean([set_scores(rule(scores[rows]), labels[rows]).micro for rows in draws])
-                for draws in list(chosen.values())[1:]
-            ]
-            cells = [f"{sets.sum() / len(sets):.2f}", f"{(~sets.any(axis=1)).mean() * 100:.1f} %"]
-            cells += [f"{value * 100:.1f}" for value in (whole.example, whole.micro, whole.macro, *parts)]
-            print(f"| {name} | " + " | ".join(cells) + " |")
+    if arguments.run is not None:
+        if arguments.truth is None:
+            parser.error("--run needs --truth")
+        measure_run(arguments.run, arguments.truth)
+    else:
+        measure_cache(arguments.scores, arguments.scales)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_factory import CLASSES, make_run
+from safetensors.numpy import save_file
 
 import cdul_fast
 from cdul_fast import relabelling
@@ -154,9 +155,24 @@ def test_prompts_of_ones_own_need_the_encoder_even_for_known_names(source: Path,
 def test_other_weights_are_refused(source: Path, tmp_path: Path) -> None:
     encoder = StubEncoder()
     encoder.fingerprint = "other"
+    run = open_run(source)
+    run.config["cache_dir"] = str(tmp_path / "cache")
     with pytest.raises(ConfigError, match="made with other weights"):
-        relabel_run(source, tmp_path / "new", classes=ClassList(("zebra",)), encoder=encoder)
+        relabel_run(run, tmp_path / "new", classes=ClassList(("zebra",)), encoder=encoder)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_same_weights_on_another_backend_are_accepted(source: Path, tmp_path: Path) -> None:
+    encoder = StubEncoder()
+    save_file(
+        {"texts": encoder.embed_texts([f"a photo of a {name}." for name in CLASSES])},
+        source / "texts.safetensors",
+    )
+    encoder.fingerprint = "another backend"
+    run = open_run(source)
+    run.config["cache_dir"] = str(tmp_path / "cache")
+    new = relabel_run(run, tmp_path / "new", classes=ClassList(("zebra",)), encoder=encoder).open()
+    np.testing.assert_allclose(new.texts(), encoder.embed_texts(["a photo of a zebra."]), atol=1e-6)
 
 
 def test_new_classes_need_embeddings(tmp_path: Path) -> None:
