@@ -107,7 +107,7 @@ def draw_views(run: Run, path: str, cosines: np.ndarray, out: Path) -> None:
         x0, y0, x1, y1 = boxes[view]
         axes = figure.add_subplot(grid[(view - 1) // 3, (view - 1) % 3])
         _picture(axes, photo[y0:y1, x0:x1], _best(run, soft[view]), TILES)
-    figure.savefig(out, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(out, dpi=100, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
 
 
