@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cdul_fast import encoders, label_images
 from cdul_fast.config import LabelConfig
-from cdul_fast.pipeline import label_images
 
 
 class StubEncoder:
@@ -69,8 +69,9 @@ def main() -> None:
         source=str(arguments.folder), out=str(arguments.out), classes=str(names), grid=arguments.grid,
         threads=arguments.threads, quiet=True, overwrite=True, report=False,
     )  # fmt: skip
+    encoders.create_encoder = lambda *_, **__: StubEncoder()
     start = time.perf_counter()
-    label_images(config, encoder=StubEncoder())
+    label_images(config)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak_memory_mib": peak}))
