@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class EvaluationResult(TableResult):
         truth_only: Photos of the truth without scores in the run.
         run: The run's path.
         truth: The truth's path.
+        missing_shards: Shards that the run should have and has not; their photos took no part.
     """
 
     percent: ClassVar[frozenset[str]] = frozenset({"ap", "precision", "recall", "f1"})
@@ -61,6 +63,7 @@ class EvaluationResult(TableResult):
     truth_only: tuple[str, ...]
     run: str
     truth: str
+    missing_shards: tuple[str, ...] = ()
 
     def columns(self) -> dict[str, list[Any]]:
         """One row a class: name, AP, precision, recall, F1, positives, labelled."""
@@ -84,6 +87,8 @@ class EvaluationResult(TableResult):
         ]
         if self.left_out:
             lines.append(f"left out, no positive: {shorten(self.left_out)}")
+        if self.missing_shards:
+            lines.append(f"missing from the run: {shorten(self.missing_shards)}")
         return lines + mismatch_lines(self.unknown, self.run_only, self.truth_only)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +112,7 @@ class EvaluationResult(TableResult):
             "unknown_classes": list(self.unknown),
             "run_only": list(self.run_only),
             "truth_only": list(self.truth_only),
+            "missing_shards": list(self.missing_shards),
         }
 
     def __repr__(self) -> str:
@@ -192,7 +198,7 @@ def evaluate_run(run: Run | str | Path, truth: Truth | str | Path) -> Evaluation
     paths, scores = run.scores()
     matched = match_truth(paths, run.classes, truth, root=str(run.root), run=str(run.path))
     rows = matched.alignment.rows
-    return mark(
+    result = mark(
         scores[rows],
         _stored_sets(run)[rows],
         matched,
@@ -200,6 +206,9 @@ def evaluate_run(run: Run | str | Path, truth: Truth | str | Path) -> Evaluation
         run=str(run.path),
         truth=truth.source,
     )
+    # Predictions have no views, and need none here.
+    missing = tuple(name for name in run.missing_shards if not name.startswith("views-"))
+    return dataclasses.replace(result, missing_shards=missing)
 
 
 def mark(

@@ -182,6 +182,7 @@ def compare_label_quality(
     whole = np.concatenate([shard.cosines()[:, 0] for shard in run.shards])
     found = {ZERO_SHOT: average_precision(whole[rows], targets), **found}
     positives = (targets == 1).sum(axis=0)
+    missing = [f"missing from the run: {shorten(run.missing_shards)}"] if run.missing_shards else []
     return LabelComparison(
         classes=tuple(run.classes),
         positives=positives,
@@ -195,5 +196,5 @@ def compare_label_quality(
         published=PUBLISHED.get(published or "", {}),
         run=str(run.path),
         truth=truth.source,
-        notes=tuple(matched.notes()),
+        notes=(*missing, *matched.notes()),
     )

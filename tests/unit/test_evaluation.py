@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,26 @@ def test_hostile_names_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     result.show()
     shown = capsys.readouterr().out
     assert "[red]b[/red]" in shown and "\x1b[31md" not in shown
+
+
+def test_missing_shards_are_named(run_path: Path, truth_path: Path, tmp_path: Path) -> None:
+    assert not evaluate_run(run_path, truth_path).missing_shards
+    shutil.copytree(run_path, tmp_path / "hole")
+    (tmp_path / "hole" / "labels-00001.parquet").unlink()
+    for result in (
+        evaluate_run(tmp_path / "hole", truth_path),
+        compare_label_quality(tmp_path / "hole", truth_path),
+    ):
+        assert result.photos < 57 and "labels-00001.parquet" in "\n".join(result.summary())
+
+
+def test_predictions_without_views_are_marked_too(run_path: Path, truth_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_path, tmp_path / "predictions")
+    for path in (tmp_path / "predictions").glob("*.safetensors"):
+        path.unlink()
+    result = evaluate_run(tmp_path / "predictions", truth_path)
+    assert result.mean_average_precision == evaluate_run(run_path, truth_path).mean_average_precision
+    assert not result.missing_shards
 
 
 def test_a_truth_without_common_classes_or_photos_is_refused(run_path: Path, tmp_path: Path) -> None:
