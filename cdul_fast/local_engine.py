@@ -1,7 +1,7 @@
 """The local engine: the pending photos of a run through threads, encoder and writer on one machine.
 
-Threads read, decode and crop photos straight into a ring of batch buffers; the calling thread feeds the
-encoder; one more thread aggregates and writes. Batches wait for a free buffer, so memory does not grow with
+Threads read, decode and crop photos straight into a ring of batch buffers; one or two more call the encoder,
+as it likes; another aggregates and writes. Batches wait for a free buffer, so memory does not grow with
 the number of photos. Batches never cross a shard, and after a restart they are cut where they were before, so
 that a resumed run repeats the arithmetic of an unbroken one.
 """
@@ -31,8 +31,8 @@ from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_v
 
 logger = logging.getLogger("cdul_fast.label")
 
-# One buffer is encoded, one is ready, one is filling.
-_BUFFERS = 3
+# Beside the buffers that are being encoded, one is ready and one is filling.
+_BUFFERS_AHEAD = 2
 # All buffers together stay below this unless one photo's views alone are larger.
 _MAX_BUFFER_BYTES = 768 << 20
 # Batches handed to the writer and not yet written; more would only hide that the disk is the limit.
@@ -87,7 +87,7 @@ def photos_per_batch(views: int, image_size: int, dtype: str, liked: int) -> int
         among those whose buffers fit into memory.
     """
     bytes_a_photo = views * 3 * image_size * image_size * _ELEMENT_BYTES[dtype]
-    most = max(1, min(64, _MAX_BUFFER_BYTES // _BUFFERS // bytes_a_photo))
+    most = max(1, min(64, _MAX_BUFFER_BYTES // (_BUFFERS_AHEAD + 2) // bytes_a_photo))
     waste = {n: 1.0 - n * views / (-(-n * views // liked) * liked) for n in range(1, most + 1)}
     least = min(waste.values())
     return next(n for n in waste if waste[n] <= max(least, 0.02))
@@ -118,7 +118,7 @@ class Engine:
         self._photos = config.batch_size or photos_per_batch(
             self._spec.views, self._spec.size, self._spec.dtype, max(1, encoder.batch)
         )
-        self._encoded = 0
+        self._works = False  # whether the encoder ever gave an embedding
 
     def run(self, progress: Progress) -> int:
         """Label every pending photo; returns how many there were.
@@ -128,15 +128,18 @@ class Engine:
             KeyboardInterrupt: As it came; what was finished is on disk.
         """
         done = 0
+        calls = max(1, self._encoder.parallel_calls)
         readers = ThreadPoolExecutor(self.threads, thread_name_prefix="cdul-read")
+        encoders = ThreadPoolExecutor(calls, thread_name_prefix="cdul-encode")
         writer = ThreadPoolExecutor(1, thread_name_prefix="cdul-write")
         # While the first photos are read and encoded, not when the first shard is due.
         writer.submit(_import_writers)
         free = deque(
             _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
-            for _ in range(_BUFFERS)
+            for _ in range(_BUFFERS_AHEAD + calls)
         )
-        waiting: deque[tuple[Batch, Any, list[Future[Prepared]]]] = deque()
+        reading: deque[tuple[Batch, Any, list[Future[Prepared]]]] = deque()
+        encoding: deque[tuple[Batch, Any, list[Prepared], Future[tuple[np.ndarray, float]]]] = deque()
         writes: deque[Future[None]] = deque()
         batches = self._state.batches(self._photos)
         more = True
@@ -147,13 +150,19 @@ class Engine:
                     more = batch is not None
                     if batch is not None:
                         buffer = free.popleft()
-                        waiting.append((batch, buffer, self._submit(readers, batch, buffer)))
-                if not waiting:
+                        reading.append((batch, buffer, self._submit(readers, batch, buffer)))
+                if reading and len(encoding) < calls:
+                    batch, buffer, futures = reading.popleft()
+                    prepared = [future.result() for future in futures]
+                    encoded = encoders.submit(self._encode, prepared, buffer)
+                    encoding.append((batch, buffer, prepared, encoded))
+                    continue
+                if not encoding:
                     break
-                batch, buffer, futures = waiting.popleft()
-                prepared = [future.result() for future in futures]
-                embeddings = self._encode(batch, prepared, buffer)
+                batch, buffer, prepared, encoded = encoding.popleft()
+                embeddings, seconds = encoded.result()
                 free.append(buffer)
+                self._count(prepared, seconds / calls)
                 while len(writes) >= _WRITES_IN_FLIGHT:
                     writes.popleft().result()
                 writes.append(writer.submit(self._write, batch, prepared, embeddings))
@@ -167,6 +176,8 @@ class Engine:
             with contextlib.suppress(Exception):
                 writer.submit(self._state.flush).result()
             writer.shutdown(wait=True)
+            # The encoder is freed after this, so no call may be under way.
+            encoders.shutdown(wait=True, cancel_futures=True)
         return done
 
     def _submit(self, readers: ThreadPoolExecutor, batch: Batch, buffer: Any) -> list[Future[Prepared]]:
@@ -183,34 +194,38 @@ class Engine:
             for slot, row in enumerate(batch.rows)
         ]
 
-    def _encode(self, batch: Batch, prepared: Sequence[Prepared], buffer: Any) -> np.ndarray:
-        """Embeddings float32 [n_ok, V, D] of a batch; a photo that the encoder fails on gets a status."""
-        views = self._spec.views
+    def _count(self, prepared: Sequence[Prepared], encode_seconds: float) -> None:
+        self._stages.add("encode", encode_seconds)
         for photo in prepared:
             self._stages.add("read", photo.read_seconds)
             self._stages.add("decode", photo.decode_seconds)
             self._stages.add("crop", photo.crop_seconds)
+
+    def _encode(self, prepared: Sequence[Prepared], buffer: Any) -> tuple[np.ndarray, float]:
+        """Embeddings float32 [n_ok, V, D] of a batch and the seconds they took.
+
+        A photo that the encoder fails on gets a status of its own.
+        """
+        start = time.perf_counter()
+        views = self._spec.views
         slots = [slot for slot, photo in enumerate(prepared) if photo.status == "ok"]
         for to, slot in enumerate(slots):
             if to != slot:
                 buffer[to * views : (to + 1) * views] = buffer[slot * views : (slot + 1) * views]
-        with self._stages.timed("encode"):
-            if not slots:
-                return np.zeros((0, views, self._encoder.dim), np.float32)
-            try:
-                embeddings = self._embed(buffer[: len(slots) * views])
-                if np.isfinite(embeddings).all():
-                    self._encoded += len(slots)
-                    return embeddings
-                reason = "not a finite number"
-            except Exception as error:
-                logger.debug("the encoder failed on a batch", exc_info=True)
-                reason = one_line(f"{type(error).__name__}: {error}")
-            return self._encode_singly(batch, [prepared[slot] for slot in slots], buffer, reason)
+        if not slots:
+            return np.zeros((0, views, self._encoder.dim), np.float32), 0.0
+        try:
+            embeddings = self._embed(buffer[: len(slots) * views])
+            reason = "" if np.isfinite(embeddings).all() else "not a finite number"
+        except Exception as error:
+            logger.debug("the encoder failed on a batch", exc_info=True)
+            reason = one_line(f"{type(error).__name__}: {error}")
+        if reason:
+            embeddings = self._encode_singly([prepared[slot] for slot in slots], buffer, reason)
+        self._works = True
+        return embeddings, time.perf_counter() - start
 
-    def _encode_singly(
-        self, batch: Batch, photos: Sequence[Prepared], buffer: Any, reason: str
-    ) -> np.ndarray:
+    def _encode_singly(self, photos: Sequence[Prepared], buffer: Any, reason: str) -> np.ndarray:
         """Split a batch that the encoder failed on, to lose only the photos at fault."""
         logger.warning("the encoder failed on a batch of %d photos (%s): one by one", len(photos), reason)
         views = self._spec.views
@@ -224,13 +239,12 @@ class Engine:
                 photo.status = "encode_error"
                 photo.error = one_line(f"the encoder failed: {type(error).__name__}: {error}")
                 continue
-            self._encoded += 1
             good.append(embeddings)
-        if self._encoded == 0:
+        if good:
+            return np.concatenate(good)
+        if not self._works:
             raise CdulError(f"the encoder fails on every photo: {reason}")
-        if not good:
-            return np.zeros((0, views, self._encoder.dim), np.float32)
-        return np.concatenate(good)
+        return np.zeros((0, views, self._encoder.dim), np.float32)
 
     def _embed(self, pixels: Any) -> np.ndarray:
         embeddings = np.asarray(self._encoder.embed_images(pixels), dtype=np.float32)

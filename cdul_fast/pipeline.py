@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import logging
-import platform
-import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,23 +28,16 @@ from cdul_fast.data.sources import Source, open_source, select_part
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.local_engine import Engine, Stages, available_cores
 from cdul_fast.progress import Progress
+from cdul_fast.run_log import logging_to, peak_memory_mib, versions
+from cdul_fast.work import sample_views
 
 if TYPE_CHECKING:
     from cdul_fast.prompts import ClassList
 
 logger = logging.getLogger("cdul_fast.label")
 
-_PACKAGES = (
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "pyarrow",
-    "safetensors",
-    "torch",
-    "open_clip_torch",
-    "openvino",
-)
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+# Of views that int8 is calibrated on: 32 photos at 224 pixels.
+_CALIBRATION_BYTES = 192 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +121,8 @@ def label_images(config: LabelConfig) -> LabelResult:
     start = time.monotonic()
     folder, part, stages = Path(config.out), config.part(), Stages()
     with stages.timed("list"):
-        source = _open_inputs(config)
+        everything = _open_inputs(config)
+        source = select_part(everything, config.limit, part)
         classes = resolve_classes(config, source)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,12 +132,14 @@ def label_images(config: LabelConfig) -> LabelResult:
         if config.overwrite:
             _delete_run(folder, part)
         before = read_manifest(folder, part)
-        stack.enter_context(_logging_to(folder / f"run{_suffix(part)}.log", config))
+        stack.enter_context(logging_to(folder / f"run{_suffix(part)}.log", config))
         remove_temporaries(folder, part)
         new = _new_manifest(config, source, classes)
         if before is not None:
             before.check_inputs(new, LabelConfig.fixed_fields(), folder)
-        session = _Session(config, folder, source, classes, stages, new, before)
+        # All parts of a run calibrate on the same photos.
+        sample = select_part(everything, config.limit, None)
+        session = _Session(config, folder, source, sample, classes, stages, new, before)
         return session.run(start)
 
 
@@ -159,12 +151,13 @@ class _Session:
         config: LabelConfig,
         folder: Path,
         source: Source,
+        sample: Source,
         classes: ClassList,
         stages: Stages,
         new: Manifest,
         before: Manifest | None,
     ) -> None:
-        self.config, self.folder, self.source = config, folder, source
+        self.config, self.folder, self.source, self.sample = config, folder, source, sample
         self.classes, self.stages, self.new, self.before = classes, stages, new, before
         self.part = config.part()
 
@@ -182,7 +175,7 @@ class _Session:
             if not state.complete:
                 if encoder is None:
                     encoder = self._load_encoder()
-                    manifest.check_model(_model_info(self.config, encoder), self.folder)
+                    manifest.check_model(_model_info(encoder), self.folder)
                 info_path.unlink(missing_ok=True)
                 processed, seconds = self._process(encoder, state)
             if processed or not info_path.exists():
@@ -226,11 +219,12 @@ class _Session:
                 threads=config.threads,
                 quickgelu=config.quickgelu,
                 cache_dir=config.cache_dir,
+                calibration=lambda made: sample_views(self.sample, config, made, _CALIBRATION_BYTES),
             )
 
     def _begin(self) -> tuple[Any, Manifest]:
         encoder = self._load_encoder()
-        manifest = dataclasses.replace(self.new, model=_model_info(self.config, encoder))
+        manifest = dataclasses.replace(self.new, model=_model_info(encoder))
         with writing(self.folder):
             manifest.write(self.folder, self.part)
         return encoder, manifest
@@ -360,7 +354,7 @@ def plan(config: LabelConfig) -> str:
     """
     from cdul_fast.views import view_count
 
-    source = _open_inputs(config)
+    source = select_part(_open_inputs(config), config.limit, config.part())
     classes = resolve_classes(config, source)
     shards = -(-len(source) // config.shard_size)
     views = view_count(config.grid, config.grid2)
@@ -374,14 +368,13 @@ def plan(config: LabelConfig) -> str:
 
 
 def _open_inputs(config: LabelConfig) -> Source:
-    source = open_source(
+    return open_source(
         config.source,
         list_file=config.list,
         format=config.format,
         images=config.images,
         split=config.split,
     )
-    return select_part(source, config.limit, config.part())
 
 
 def resolve_classes(config: LabelConfig, source: Source) -> ClassList:
@@ -390,9 +383,10 @@ def resolve_classes(config: LabelConfig, source: Source) -> ClassList:
     Raises:
         ConfigError: There are none; or the file is missing or wrong.
     """
+    from cdul_fast.encoders import tiny_classes
     from cdul_fast.prompts import ClassList, load_classes
 
-    trained = _tiny_classes() if config.model == "tiny" else None
+    trained = tiny_classes() if config.model == "tiny" else None
     if config.classes is not None:
         classes = load_classes(config.classes)
     elif source.classes is not None:
@@ -413,12 +407,6 @@ def resolve_classes(config: LabelConfig, source: Source) -> ClassList:
     return classes
 
 
-def _tiny_classes() -> ClassList:
-    from cdul_fast.prompts import load_classes
-
-    return load_classes(Path(__file__).parent / "assets" / "tiny" / "classes.txt")
-
-
 def _new_manifest(config: LabelConfig, source: Source, classes: ClassList) -> Manifest:
     from cdul_fast.prompts import class_prompts
 
@@ -433,16 +421,18 @@ def _new_manifest(config: LabelConfig, source: Source, classes: ClassList) -> Ma
     )
 
 
-def _model_info(config: LabelConfig, encoder: Any) -> dict[str, Any]:
+def _model_info(encoder: Any) -> dict[str, Any]:
     return {
         "name": encoder.name,
-        "pretrained": config.pretrained,
+        "pretrained": encoder.pretrained,
         "backend": encoder.backend,
         "precision": encoder.precision,
         "fingerprint": encoder.fingerprint,
         "logit_scale": float(encoder.logit_scale),
         "image_size": int(encoder.image_size),
         "dim": int(encoder.dim),
+        # What the encoder measured of itself, such as the cosine of int8 with fp32.
+        **getattr(encoder, "report", {}),
     }
 
 
@@ -472,45 +462,3 @@ def _delete_run(folder: Path, part: tuple[int, int] | None) -> None:
     for pattern in sorted(patterns, key=lambda name: name.startswith("manifest")):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
-    """Send this package's log to a file for the block."""
-    root = logging.getLogger("cdul_fast")
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise CdulError(f"cannot write to {show_path(path.parent)}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    level, propagate = root.level, root.propagate
-    # Some libraries give the root logger a handler of their own; the log is for the file alone.
-    root.propagate = False
-    root.setLevel(config.log_level.upper())
-    root.addHandler(handler)
-    logger.info("cdul_fast %s, settings %s", __version__, json.dumps(config.to_dict()))
-    try:
-        yield
-    except BaseException as error:
-        logger.error("ended by %s: %s", type(error).__name__, one_line(str(error)))
-        raise
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        root.propagate = propagate
-        handler.close()
-
-
-def peak_memory_mib() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak) / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and what its results depend on."""
-    found = {"python": platform.python_version(), "cdul_fast": __version__, "machine": platform.machine()}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

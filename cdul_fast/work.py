@@ -6,6 +6,7 @@ The local pipeline runs them in threads; any other engine can call the very same
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -45,8 +46,8 @@ class ViewSpec:
     exif_rotate: bool
 
     @classmethod
-    def of(cls, config: LabelConfig, encoder: Any) -> ViewSpec:
-        """The specification for a run's settings and its encoder."""
+    def of(cls, config: LabelConfig, encoder: Any, dtype: str | None = None) -> ViewSpec:
+        """The specification for a run's settings and its encoder, whose input type ``dtype`` overrides."""
         from cdul_fast.views import view_count, view_fits
 
         return cls(
@@ -57,7 +58,7 @@ class ViewSpec:
             size=encoder.image_size,
             mean=tuple(encoder.mean),
             std=tuple(encoder.std),
-            dtype=encoder.input_dtype,
+            dtype=dtype or encoder.input_dtype,
             max_pixels=config.max_pixels,
             exif_rotate=config.exif_rotate,
         )
@@ -118,6 +119,26 @@ def prepare_photo(source: Source, index: int, spec: ViewSpec, out: Any) -> Prepa
     return Prepared(
         photo.status, photo.error, photo.width, photo.height, read - start, decoded - read, end - decoded
     )
+
+
+def sample_views(source: Source, config: LabelConfig, encoder: Any, max_bytes: int) -> np.ndarray:
+    """Views of a few photos, evenly spaced over a source: float32 [n, 3, S, S].
+
+    Args:
+        source: Where the photos are; those that cannot be used are passed over.
+        config: The run's settings.
+        encoder: Something with the encoder's ``image_size``, ``mean`` and ``std``.
+        max_bytes: The views together take no more, unless one photo's alone do.
+    """
+    spec = ViewSpec.of(config, encoder, "float32")
+    shape = (spec.views, 3, spec.size, spec.size)
+    most = max(1, max_bytes // (4 * math.prod(shape)))
+    found = []
+    for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
+        views = np.empty(shape, np.float32)
+        if prepare_photo(source, index, spec, views).status == "ok":
+            found.append(views)
+    return np.concatenate(found) if found else np.empty((0, *shape[1:]), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Encoder(Protocol):
         dim: D, the length of an embedding.
         input_dtype: of the pixels: ``float32``, ``bfloat16`` or ``float16``.
         batch: how many views a call needs to keep all threads busy; a multiple of the inner batch.
+        parallel_calls: how many calls at once it makes good use of.
         fingerprint: names weights, configuration, preprocessing, backend, precision and converter.
     """
 
@@ -42,6 +43,7 @@ class Encoder(Protocol):
     dim: int
     input_dtype: str
     batch: int
+    parallel_calls: int
     fingerprint: str
 
     def embed_images(self, pixels: Any) -> Floats:

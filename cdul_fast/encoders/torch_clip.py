@@ -46,6 +46,8 @@ class TorchEncoder:
         self.std = source.std
         self.logit_scale = float(model.logit_scale.exp())
         self.input_dtype = _DTYPES[precision]
+        # On a GPU one call's pixels travel while another's are computed; on a CPU two would share the cores.
+        self.parallel_calls = 2 if str(device).startswith("cuda") else 1
         self.dim = int(source.config["embed_dim"])
         self.batch = inner_batch(source.image_size) * (1 if device == "cpu" else _CUDA_FACTOR)
         self.fingerprint = fingerprint(

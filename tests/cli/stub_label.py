@@ -23,8 +23,8 @@ SIZE, DIM = 32, 16
 class StubEncoder:
     """Projects each view's pixels onto fixed random directions; every view by itself."""
 
-    backend, precision = "stub", "fp32"
-    image_size, dim, batch = SIZE, DIM, 20
+    backend, precision, pretrained = "stub", "fp32", "none"
+    image_size, dim, batch, parallel_calls = SIZE, DIM, 20, 2
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     logit_scale, input_dtype = 100.0, "float32"
 
