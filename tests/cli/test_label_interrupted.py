@@ -155,7 +155,7 @@ def test_a_second_process_on_the_folder_refuses(work: Path) -> None:
 
 
 def test_a_plain_line_now_and_then(work: Path) -> None:
-    code, stdout, stderr = finish(work, "lines", "--model", "slow-0.2")
+    code, stdout, stderr = finish(work, "lines", "--model", "slow-0.5")
     assert code == 0
     assert "photos, " in stderr
     assert "images/s" in stderr
