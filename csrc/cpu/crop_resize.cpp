@@ -57,6 +57,11 @@ int64_t bytes_of(PixelType type) {
 // gain; ten at 224 are 6 MB, and lose.
 constexpr int64_t kNonTemporalBytes = 12 << 20;
 
+// Bands for each thread to take, of equal cost where that is possible.
+constexpr int64_t kBandsOfAThread = 4;
+// A band of fewer source rows than this wastes too much on the rows that it shares with its neighbours.
+constexpr int64_t kLeastBandRows = 64;
+
 // ---- tables --------------------------------------------------------------------------------------------
 
 // Writes four weights as `planes` dwords.
@@ -236,7 +241,7 @@ struct View {
 struct Band {
   const View* view;
   int64_t begin, end;
-  const uint8_t* position;  // where its source starts: bands that read the same rows follow one another
+  int64_t cost;  // relative, for a fair share
 };
 
 // The buffers of a band, cut from one arena.
@@ -415,6 +420,34 @@ View plan_view(const CropResizeParams& params, const CropBox& box, TableCache& t
   return view;
 }
 
+// Cuts the views into bands of output rows, as many as balance the threads.
+std::vector<Band> plan_bands(const std::vector<View>& views, int threads) {
+  const auto source_rows = [](const View& view) {
+    const AxisTable& axis = view.prefirst ? *view.prefirst : *view.rows;
+    return axis.end - axis.base;
+  };
+  const auto cost = [&](const View& view) {
+    return source_rows(view) * (view.columns->end - view.columns->base) +
+           view.geometry.rows * view.geometry.columns;
+  };
+  int64_t total = 0;
+  for (const View& view : views) total += cost(view);
+  const int64_t share = total / (kBandsOfAThread * threads) + 1;
+
+  std::vector<Band> bands;
+  for (const View& view : views) {
+    const int64_t rows = view.geometry.rows;
+    // Bands read the rows on their borders twice.
+    const int64_t most = std::clamp<int64_t>(source_rows(view) / kLeastBandRows, 1, rows);
+    const int64_t pieces = threads > 1 ? std::min((cost(view) + share - 1) / share, most) : 1;
+    for (int64_t i = 0; i < pieces; ++i)
+      bands.push_back({&view, rows * i / pieces, rows * (i + 1) / pieces, cost(view) / pieces});
+  }
+  // The longest first, so that the last ones to run are short.
+  std::stable_sort(bands.begin(), bands.end(), [](const Band& a, const Band& b) { return a.cost > b.cost; });
+  return bands;
+}
+
 }  // namespace
 
 void crop_resize(const CropResizeParams& params) {
@@ -445,13 +478,11 @@ void crop_resize(const CropResizeParams& params) {
 
   TableCache tables(kernels);
   std::vector<View> views;
-  std::vector<Band> bands;
   views.reserve(params.count);
-  for (int64_t i = 0; i < params.count; ++i) {
+  for (int64_t i = 0; i < params.count; ++i)
     views.push_back(
         plan_view(params, params.boxes[i], tables, static_cast<char*>(params.out) + i * view_bytes));
-    bands.push_back({&views.back(), 0, views.back().geometry.rows, views.back().source});
-  }
+  const std::vector<Band> bands = plan_bands(views, params.threads > 0 ? params.threads : available_cores());
 
   std::atomic<bool> out_of_memory{false};
   parallel_for(static_cast<int64_t>(bands.size()), params.threads, [&](int64_t i) {
