@@ -17,6 +17,7 @@ from cdul_fast import relabelling
 from cdul_fast.data.label_columns import settle_labels
 from cdul_fast.data.lock import locked
 from cdul_fast.data.run_dir import Run, open_run
+from cdul_fast.data.staging import replaced_files
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.prompts import ClassList
 from cdul_fast.pseudo_labels import AGGREGATORS, LabelSettings, names_of, select_labels, soft_labels
@@ -291,3 +292,36 @@ def test_settling_labels_calibrates_once_and_leaves_scores(source: Path) -> None
     assert settle_labels(run, threshold=None, top_k=None, expected_labels=1.5) == stored
     assert {path: path.stat().st_mtime_ns for path in source.glob("labels-*")} == stamps
     json.dumps(stored, allow_nan=False)
+
+
+def test_a_scale_equal_to_the_models_own_replaces_another(source: Path, tmp_path: Path) -> None:
+    relabel_run(source, tmp_path / "one", scale=50.0)
+    back = relabel_run(tmp_path / "one", tmp_path / "two", scale=100.0).open()
+    assert back.config["scale"] == 100.0
+    again = relabel_run(back, tmp_path / "three").open()
+    expected = soft_labels(all_cosines(again), LabelSettings(scale=100.0))
+    assert again.scores()[1].tobytes() == expected.tobytes()
+
+
+def test_views_that_do_not_fit_their_labels_are_named(source: Path, tmp_path: Path) -> None:
+    run = open_run(source)
+    shutil.copyfile(run.shards[-1].views_path, run.shards[0].views_path)
+    with pytest.raises(CdulError, match=r"views-00000\.safetensors has 6 photos, its labels file has 8"):
+        relabel_run(source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_information_of_a_run_is_replaced_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    replace = Path.replace
+
+    def recorded(self: Path, target: Path) -> Path:
+        moved.append(self.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    with replaced_files(tmp_path) as folder:
+        for name in ("run.json", "labels-00000.parquet", "views-00000.safetensors"):
+            (folder / name).write_text("new", encoding="utf-8")
+    assert moved == ["labels-00000.parquet", "views-00000.safetensors", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(moved)
