@@ -173,6 +173,7 @@ class _Session:
             if state.kept:
                 self._say(f"kept {state.kept} of {len(self.source)} rows from before")
             if not state.complete:
+                self._refuse_relabelled(info_path)
                 if encoder is None:
                     encoder = self._load_encoder()
                     manifest.check_model(_model_info(encoder), self.folder)
@@ -195,6 +196,14 @@ class _Session:
             limiting_stage=self.stages.limiting(self.config.threads or available_cores()),
             run=run,
         )
+
+    def _refuse_relabelled(self, info_path: Path) -> None:
+        """Stop before rows by the settings of `label` get in among rows by those of a later `relabel`."""
+        if info_path.exists() and "provenance" in json.loads(info_path.read_text(encoding="utf-8")):
+            raise ConfigError(
+                f"the run in {show_path(self.folder)} was relabelled in place since, and more rows would not "
+                "fit to it: choose another --out, or --overwrite to start again"
+            )
 
     def _say(self, text: str) -> None:
         logger.info(text)

@@ -134,6 +134,12 @@ def read_manifest(folder: Path, part: tuple[int, int] | None) -> Manifest | None
                 "choose another --out, or the same --shard"
             )
     if not path.exists():
+        for other in folder.glob("run*.json"):
+            if other.name == info_name("run", part) or part is None:
+                raise ConfigError(
+                    f"{show_path(folder)} holds a run that label did not make ({other.name} without its "
+                    "manifest): choose another --out, or --overwrite to delete it"
+                )
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -624,3 +624,28 @@ def test_leftovers_of_a_killed_run_are_removed(label: Label, photos: Path, tmp_p
     assert label(photos) == 0
     assert not (folder / ".tmp-77-labels-00000.parquet").exists()
     assert (folder / ".tmp-77-other").exists()
+
+
+def test_a_folder_with_another_kind_of_run_is_refused(
+    label: Label, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert label(photos) == 0
+    (tmp_path / "run" / "manifest.json").unlink()
+    assert label(photos) == 2
+    assert "did not make" in capsys.readouterr().err
+    assert label(photos, "--overwrite") == 0
+
+
+def test_more_rows_do_not_get_in_among_relabelled_ones(
+    label: Label, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cdul_fast.data.run_dir import open_run
+    from cdul_fast.data.sinks import write_json
+
+    (photos / "0004.jpg").write_bytes(b"x")
+    assert label(photos) == 0
+    info = open_run(tmp_path / "run").info
+    write_json(tmp_path / "run" / "run.json", info | {"provenance": {"relabelled": "here"}})
+    assert label(photos) == 0
+    assert label(photos, "--retry-failed") == 2
+    assert "relabelled in place" in capsys.readouterr().err
