@@ -6,10 +6,13 @@ import math
 from typing import NamedTuple
 
 from cdul_fast import _native
+from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    cuda_device,
     dtype_name,
+    from_cuda_interface,
     new_like,
     pointer,
     readable,
@@ -68,8 +71,10 @@ def aggregate(
     A NaN or +infinity in a view that the aggregator reads makes all scores of that photo NaN; -infinity gives
     a class no score.
 
+    On a GPU the work is enqueued on the device's current stream.
+
     Args:
-        cosines: [B, V, C] floating point, NumPy or torch; read as float32.
+        cosines: [B, V, C] floating point, NumPy or torch, also on a GPU; read as float32.
         aggregator: ``global``, ``mean``, ``max`` or ``cdul``.
         scale: the softmax's factor, over 0; CLIP's own is 100.
         zeta: threshold of ``cdul`` on a probability, in [0, 1].
@@ -85,12 +90,25 @@ def aggregate(
         ValueError: a shape or a setting is wrong.
     """
     params = _checked(aggregator, scale, zeta, lam)
-    array = readable(check_array(cosines, "cosines", 3, "[B, V, C]"), ("float32",), "float32", "cosines")
+    cosines = from_cuda_interface(cosines)
+    device = cuda_device(cosines)
+    checked = check_array(cosines, "cosines", 3, "[B, V, C]", device=device)
+    array = readable(checked, ("float32",), "float32", "cosines")
     images, views, classes = array.shape
     _checked_views(views, "cosines", "[B, V, C]")
     shape = (images, classes)
-    scores = new_like(array, shape) if out is None else writable(out, "out", shape, "float32", "[B, C]")
-    _native.aggregate(pointer(array), images, views, classes, *params, pointer(scores), thread_count(threads))
+    into = from_cuda_interface(out)
+    scores = (
+        new_like(array, shape)
+        if out is None
+        else writable(into, "out", shape, "float32", "[B, C]", device=device)
+    )
+    if device is not None:
+        _cuda.aggregate(array, params, scores)
+    else:
+        _native.aggregate(
+            pointer(array), images, views, classes, *params, pointer(scores), thread_count(threads)
+        )
     return scores if out is None else out
 
 
@@ -135,10 +153,17 @@ def aggregate_embeddings(
     params = _checked(aggregator, scale, zeta, lam)
     views, classes = _checked_embeddings(images, texts)
     shape = (views.shape[0], classes.shape[0])
-    scores = new_like(views, shape) if out is None else writable(out, "out", shape, "float32", "[B, C]")
+    device = cuda_device(views)
+    scores = (
+        new_like(views, shape)
+        if out is None
+        else writable(from_cuda_interface(out), "out", shape, "float32", "[B, C]", device=device)
+    )
     into = None
     if cosines_out is not None:
-        into = writable(cosines_out, "cosines_out", (*views.shape[:2], shape[1]), "float32", "[B, V, C]")
+        whole = (*views.shape[:2], shape[1])
+        given = from_cuda_interface(cosines_out)
+        into = writable(given, "cosines_out", whole, "float32", "[B, V, C]", device=device)
     _run_embeddings(views, classes, params, compute, scores, into, threads)
     return scores if out is None else out
 
@@ -169,14 +194,21 @@ def cosines(
     """
     views, classes = _checked_embeddings(images, texts)
     shape = (*views.shape[:2], classes.shape[0])
-    into = new_like(views, shape) if out is None else writable(out, "out", shape, "float32", "[B, V, C]")
+    device = cuda_device(views)
+    into = (
+        new_like(views, shape)
+        if out is None
+        else writable(from_cuda_interface(out), "out", shape, "float32", "[B, V, C]", device=device)
+    )
     _run_embeddings(views, classes, _Params(0, 1.0, 0.0, 0.0), compute, None, into, threads)
     return into if out is None else out
 
 
 def _checked_embeddings(images: Array, texts: Array) -> tuple[Array, Array]:
-    views = check_array(images, "images", 3, "[B, V, D]")
-    classes = check_array(texts, "texts", 2, "[C, D]")
+    images = from_cuda_interface(images)
+    device = cuda_device(images)
+    views = check_array(images, "images", 3, "[B, V, D]", device=device)
+    classes = check_array(from_cuda_interface(texts), "texts", 2, "[C, D]", device=device)
     if views.shape[2] != classes.shape[1]:
         raise ValueError(
             f"texts: got {classes.shape[1]} dimensions an embedding, expected {views.shape[2]} as in images"
@@ -200,6 +232,9 @@ def _run_embeddings(
 ) -> None:
     if compute not in ("float32", "bfloat16"):
         raise ValueError(f"compute: got {compute!r}, expected float32 or bfloat16")
+    if cuda_device(images) is not None:
+        _cuda.aggregate_embeddings(images, texts, params, compute == "bfloat16", scores, cosines_out)
+        return
     _native.aggregate_embeddings(
         pointer(images),
         _ELEMENT_TYPES.index(dtype_name(images)),

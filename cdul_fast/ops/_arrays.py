@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,19 +13,22 @@ Array = Any  # an np.ndarray or a torch.Tensor
 _CACHE_LINE_BYTES = 64
 
 
-@cache
-def _is_tensor_type(cls: type) -> bool:
-    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
+_TENSOR_TYPES: dict[type, bool] = {}  # looked up on every call of an op
 
 
 @cache
-def _dtype_name(dtype: object) -> str:
+def _dtype_name(dtype: Hashable) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def is_tensor(x: object) -> bool:
     """Whether ``x`` is a torch tensor; does not import torch."""
-    return _is_tensor_type(type(x))
+    cls = type(x)
+    known = _TENSOR_TYPES.get(cls)
+    if known is None:
+        known = any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
+        _TENSOR_TYPES[cls] = known
+    return known
 
 
 def dtype_name(x: Array) -> str:
@@ -46,14 +49,15 @@ def describe(x: object) -> str:
     return type(x).__name__
 
 
-def check_array(x: object, name: str, ndim: int | None, layout: str) -> Array:
-    """Refuses what is no array on the CPU, or has the wrong rank.
+def check_array(x: object, name: str, ndim: int | None, layout: str, *, device: object = None) -> Array:
+    """Refuses what is no array on the device, or has the wrong rank.
 
     Args:
         x: the argument.
         name: its name, for messages.
         ndim: the rank it must have; None for any.
         layout: what its dimensions mean, such as ``[B, V, C]``.
+        device: the torch device that it must lie on; None for the CPU.
 
     Raises:
         TypeError: ``x`` is neither a NumPy array nor a torch tensor.
@@ -62,8 +66,9 @@ def check_array(x: object, name: str, ndim: int | None, layout: str) -> Array:
     if not isinstance(x, np.ndarray) and not is_tensor(x):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a NumPy array or a torch tensor {layout}")
     array: Any = x
-    if is_tensor(array) and array.device.type != "cpu":
-        raise ValueError(f"{name}: lies on {array.device}, expected the CPU")
+    place = array.device if is_tensor(array) and array.device.type != "cpu" else None
+    if place != device:
+        raise ValueError(f"{name}: lies on {place or 'the CPU'}, expected {device or 'the CPU'}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name}: got {describe(array)}, expected {ndim} dimensions {layout}")
     return array
@@ -95,14 +100,16 @@ def readable(x: Array, dtypes: Sequence[str], fallback: str | None, name: str) -
     return np.asarray(x, dtype=target, order="C")
 
 
-def writable(x: object, name: str, shape: tuple[int, ...], dtype: str, layout: str) -> Array:
+def writable(
+    x: object, name: str, shape: tuple[int, ...], dtype: str, layout: str, *, device: object = None
+) -> Array:
     """Checks an array that an op writes into: nothing is converted or copied, since the result would be lost.
 
     Raises:
         TypeError: it is no array, or of another dtype.
         ValueError: the shape differs, or it is read-only or not contiguous.
     """
-    array = check_array(x, name, None, layout)
+    array = check_array(x, name, None, layout, device=device)
     if dtype_name(array) != dtype:
         raise TypeError(f"{name}: got {describe(array)}, expected {dtype}")
     if tuple(array.shape) != shape:
@@ -119,10 +126,10 @@ def writable(x: object, name: str, shape: tuple[int, ...], dtype: str, layout: s
 
 
 def new_like(x: Array, shape: tuple[int, ...]) -> Array:
-    """An uninitialised float32 array of the same kind as ``x``."""
+    """An uninitialised float32 array of the same kind, and on the same device, as ``x``."""
     if is_tensor(x):
         torch = sys_torch()
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
     return np.empty(shape, dtype=np.float32)
 
 
@@ -149,6 +156,19 @@ def new_array(shape: tuple[int, ...], dtype: str, *, tensor: bool) -> Array:
     memory = np.empty(size + _CACHE_LINE_BYTES, dtype=np.uint8)
     start = -memory.ctypes.data % _CACHE_LINE_BYTES
     return memory[start : start + size].view(kind).reshape(shape)
+
+
+def cuda_device(x: object) -> Any:
+    """The torch device of a tensor on a GPU; None for everything on the CPU."""
+    tensor: Any = x
+    return tensor.device if is_tensor(x) and tensor.device.type == "cuda" else None
+
+
+def from_cuda_interface(x: object) -> Any:
+    """Another library's array on a GPU as a tensor on the same memory; everything else as it is."""
+    if not is_tensor(x) and hasattr(x, "__cuda_array_interface__"):
+        return sys_torch().as_tensor(x, device="cuda")
+    return x
 
 
 def thread_count(threads: int | None) -> int:

@@ -9,15 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cdul_fast import _native
+from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    cuda_device,
     describe,
     dtype_name,
+    from_cuda_interface,
     is_tensor,
     new_array,
     pointer,
     strides_bytes,
+    sys_torch,
     thread_count,
     writable,
 )
@@ -56,9 +60,12 @@ def crop_resize(
                                         would vanish keeps one pixel (open_clip fails there)
     ==============  ==================  ==============================================================
 
+    Photos on a GPU are cropped there, to the same bits: the plan is made on the host and copied, then one
+    launch is enqueued on the device's current stream.
+
     Args:
-        images: one uint8 RGB photo [H, W, 3] or a list of them, of any sizes. Rows may lie apart or run
-            backwards; where the bytes of a row do not lie side by side, the photo is copied first.
+        images: one uint8 RGB photo [H, W, 3] or a list of them, of any sizes, all on one device. Rows may
+            lie apart or run backwards; where the bytes of a row do not lie side by side, the photo is copied first.
         boxes: integers [M, 4] as x0, y0, x1, y1 in pixels, end exclusive, inside the photo; or [M, 5] with
             the photo's index first.
         size: side of the output in pixels, 1 to 16384.
@@ -91,14 +98,19 @@ def crop_resize(
         raise ValueError(f"size: got {size}, expected 1 to 16384")
 
     shape = (count, 3, size, size)
-    if out is None:
+    device = cuda_device(photos[0]) if photos else None
+    out = from_cuda_interface(out)
+    if out is None and device is not None:
+        torch = sys_torch()
+        out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+    elif out is None:
         tensor = dtype == "bfloat16" or any(is_tensor(photo) for photo in photos)
         out = new_array(shape, dtype, tensor=tensor)
     else:
         # NumPy has no bfloat16: uint16 takes its bits.
         as_bits = dtype == "bfloat16" and isinstance(out, np.ndarray) and out.dtype == np.uint16
-        writable(out, "out", shape, "uint16" if as_bits else dtype, "[M, 3, size, size]")
-    _native.crop_resize(
+        writable(out, "out", shape, "uint16" if as_bits else dtype, "[M, 3, size, size]", device=device)
+    planned = (
         [(pointer(p), p.shape[0], p.shape[1], strides_bytes(p)[0]) for p in photos],
         box_rows.ctypes.data,
         count,
@@ -109,21 +121,25 @@ def crop_resize(
         DTYPES.index(dtype),
         mean3,
         std3,
-        pointer(out),
-        thread_count(threads),
     )
+    if device is not None:
+        _cuda.crop_resize(planned, count, size, DTYPES.index(dtype), out)
+    else:
+        _native.crop_resize(*planned, pointer(out), thread_count(threads))
     return out
 
 
 def _check_images(images: Any) -> list[Array]:
     """The photos as arrays whose rows are runs of RGB bytes."""
-    if not isinstance(images, (list, tuple)):
-        return [_check_image("images", images)]
-    return [_check_image(f"images[{i}]", image) for i, image in enumerate(images)]
+    single = not isinstance(images, (list, tuple))
+    photos = [from_cuda_interface(image) for image in ([images] if single else images)]
+    device = cuda_device(photos[0]) if photos else None
+    names = ["images"] if single else [f"images[{i}]" for i in range(len(photos))]
+    return [_check_image(name, photo, device) for name, photo in zip(names, photos, strict=True)]
 
 
-def _check_image(name: str, image: object) -> Array:
-    array = check_array(image, name, 3, "[H, W, 3]")
+def _check_image(name: str, image: object, device: object) -> Array:
+    array = check_array(image, name, 3, "[H, W, 3]", device=device)
     height, width, channels = array.shape
     if dtype_name(array) != "uint8" or channels != 3 or height < 1 or width < 1:
         raise ValueError(f"{name}: got {describe(array)}, expected uint8 [H, W, 3] with H and W at least 1")

@@ -7,11 +7,14 @@ import math
 import numpy as np
 
 from cdul_fast import _native
+from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    cuda_device,
     describe,
     dtype_name,
+    from_cuda_interface,
     pointer,
     readable,
     thread_count,
@@ -63,7 +66,7 @@ def label_step(
         logits: float32 of the same shape: z, the network's outputs. With ``rows``, [len(rows), ...].
         sigma: width of psi, over 0.
         step: size of the step; ``step / (sigma * sqrt(2 * pi))`` must be below 2.
-        rows: int64 [n], distinct: which rows of ``latent`` the rows of ``logits`` belong to.
+        rows: int64 [n] on the CPU, distinct: which rows of ``latent`` the rows of ``logits`` belong to.
         threads: at most so many threads; None for all cores.
 
     Returns:
@@ -75,18 +78,24 @@ def label_step(
             named twice, or the settings cannot settle.
     """
     check_label_step(sigma, step)
-    values = check_array(latent, "latent", None, "[N, C]")
-    values = writable(values, "latent", tuple(values.shape), "float32", "[N, C]")
+    values = from_cuda_interface(latent)
+    device = cuda_device(values)
+    values = check_array(values, "latent", None, "[N, C]", device=device)
+    values = writable(values, "latent", tuple(values.shape), "float32", "[N, C]", device=device)
     shape = tuple(values.shape)
     index = None
     if rows is not None:
         index = _checked_rows(rows, shape)
         shape = (index.shape[0], *shape[1:])
-    z = readable(check_array(logits, "logits", None, "[N, C]"), ("float32",), "float32", "logits")
+    given = check_array(from_cuda_interface(logits), "logits", None, "[N, C]", device=device)
+    z = readable(given, ("float32",), "float32", "logits")
     if tuple(z.shape) != shape:
         raise ValueError(f"logits: got shape {tuple(z.shape)}, expected {shape}")
     n_rows = shape[0] if shape else 1
     columns = math.prod(shape[1:])
+    if device is not None:
+        _cuda.label_step(values, z, index, n_rows, columns, float(sigma), float(step))
+        return latent
     _native.label_step(
         pointer(values),
         pointer(z),

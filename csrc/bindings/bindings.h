@@ -11,4 +11,6 @@ void bind_aggregate(py::module_& m);
 void bind_crop_resize(py::module_& m);
 void bind_label_step(py::module_& m);
 
+void bind_cuda_ops(py::module_& m);  // where the build has CUDA
+
 }  // namespace cdul::bindings

@@ -9,12 +9,10 @@
 #include <vector>
 
 #include "bindings.h"
+#include "crop_call.h"
 
 namespace cdul::bindings {
 namespace {
-
-using ImageTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;  // pixels, height, width, row stride
-using Channels = std::array<float, 3>;
 
 std::string numbers(const int64_t* values, int64_t n) {
   std::string text = "[";
@@ -41,10 +39,12 @@ CropBox checked_box(const int64_t* row, int64_t width, int64_t index, int32_t fi
   return box;
 }
 
-// boxes: [count, box_width] int64, box_width 4 or 5. fits: [count] int32, or one where fits_count is 1.
-void call_crop_resize(const std::vector<ImageTuple>& image_tuples, uintptr_t boxes, int64_t count,
+}  // namespace
+
+void with_crop_params(const std::vector<ImageTuple>& image_tuples, uintptr_t boxes, int64_t count,
                       int64_t box_width, uintptr_t fits, int64_t fits_count, int64_t size, int32_t type,
-                      const Channels& mean, const Channels& std, uintptr_t out, int threads) {
+                      const Channels& mean, const Channels& std, uintptr_t out, int threads,
+                      const std::function<void(const CropResizeParams&)>& body) {
   if (size < 1 || size > kMaxCropSize)
     throw py::value_error("size: got " + std::to_string(size) + ", expected 1 to " +
                           std::to_string(kMaxCropSize));
@@ -80,8 +80,19 @@ void call_crop_resize(const std::vector<ImageTuple>& image_tuples, uintptr_t box
   }
   params.out = reinterpret_cast<void*>(out);
   params.threads = threads;
-  py::gil_scoped_release release;
-  crop_resize(params);
+  body(params);
+}
+
+namespace {
+
+void call_crop_resize(const std::vector<ImageTuple>& image_tuples, uintptr_t boxes, int64_t count,
+                      int64_t box_width, uintptr_t fits, int64_t fits_count, int64_t size, int32_t type,
+                      const Channels& mean, const Channels& std, uintptr_t out, int threads) {
+  with_crop_params(image_tuples, boxes, count, box_width, fits, fits_count, size, type, mean, std, out,
+                   threads, [](const CropResizeParams& params) {
+                     py::gil_scoped_release release;
+                     crop_resize(params);
+                   });
 }
 
 }  // namespace

@@ -46,4 +46,7 @@ PYBIND11_MODULE(_native, m) {
   bind_aggregate(m);
   bind_label_step(m);
   bind_crop_resize(m);
+#if defined(CDUL_CUDA)
+  bind_cuda_ops(m);
+#endif
 }
