@@ -408,7 +408,6 @@ def resolve_classes(config: LabelConfig, source: Source) -> ClassList:
         unknown = [name for name in classes.names if name not in trained.names]
         if unknown:
             shown = one_line(", ".join(unknown), 120)
-            logger.warning("the model tiny was not trained on: %s", shown)
             print(
                 f"warning: the model tiny was not trained on: {shown}; their scores mean nothing",
                 file=sys.stderr,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +204,50 @@ def test_memory_does_not_grow_with_the_number_of_photos(work: Path) -> None:
         subprocess.run(command(*arguments), env=environment(), check=True, capture_output=True, timeout=120)
         peaks.append(cdul_fast.open_run(work / f"m{count}").info["peak_memory_mib"])
     assert peaks[1] < 1.08 * peaks[0], peaks
+
+
+@pytest.fixture
+def common_ground() -> Iterator[Path]:
+    """A folder that another user may enter; pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a command as another user")
+def test_what_another_user_may_not_touch(work: Path, common_ground: Path) -> None:
+    photos = make_photos(common_ground / "photos", 3)
+    (photos / "0001.jpg").chmod(0)
+    (common_ground / "classes.txt").write_text("dog\ncat\n")
+    (common_ground / "out").mkdir(mode=0o777)
+    (common_ground / "out").chmod(0o777)
+    (common_ground / "closed").mkdir(mode=0o755)
+
+    def run(out: Path) -> subprocess.CompletedProcess[str]:
+        arguments = [photos, "--classes", common_ground / "classes.txt", "--no-report", "--model", "stub"]
+        arguments += ["--cache-dir", common_ground / "no-cache-either"]
+        given = list(map(str, arguments))
+        # The first run, as root, imports everything: another user may not even read this Python.
+        code = (
+            "import os, sys, stub_label; from cdul_fast import encoders; from cdul_fast.cli import run_main;"
+            "from cdul_fast.label import main; encoders.create_encoder = stub_label.create_stub;"
+            f"run_main(main, [*{given!r}, '--quiet', '--out', {str(work / 'warm')!r}, '--overwrite']);"
+            f"os.setuid(65534); sys.exit(run_main(main, [*{given!r}, '--out', {str(out)!r}]))"
+        )
+        env = environment() | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cli'}"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=env, text=True, capture_output=True, timeout=60
+        )
+
+    done = run(common_ground / "out")
+    assert done.returncode == 0, done.stderr
+    rows = cdul_fast.open_run(common_ground / "out").table().to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "missing", "ok"]
+    assert rows[1]["error"] == "Permission denied"
+    done = run(common_ground / "closed")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: cannot write to {common_ground / 'closed'}: Permission denied\n"
+    done = run(common_ground / "closed" / "deeper")
+    assert done.returncode == 1
+    assert "cannot make the folder" in done.stderr
