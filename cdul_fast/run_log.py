@@ -32,12 +32,19 @@ _PACKAGES = (
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that keeps silent when it cannot be written to: a full disk is reported once, elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
+
+
 @contextlib.contextmanager
 def logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
     """Send this package's log to a file for the block."""
     root = logging.getLogger("cdul_fast")
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise CdulError(f"cannot write to {show_path(path.parent)}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
@@ -56,7 +63,8 @@ def logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
         root.removeHandler(handler)
         root.setLevel(level)
         root.propagate = propagate
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def peak_memory_mib() -> float:

@@ -206,6 +206,37 @@ def test_memory_does_not_grow_with_the_number_of_photos(work: Path) -> None:
     assert peaks[1] < 1.08 * peaks[0], peaks
 
 
+def test_a_disk_that_is_full(work: Path) -> None:
+    """A limit on the size of files stands in for it: writing fails wherever the shard happens to be."""
+    limit = 9000
+    code = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:];"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = [work / "photos", "--classes", work / "classes.txt", "--out", work / "full", "--no-report"]
+    arguments += [
+        "--model",
+        "slow-0.02",
+        "--batch-size",
+        "4",
+        "--shard-size",
+        "40",
+        "--cache-dir",
+        work / "cache",
+    ]
+    full = [sys.executable, "-c", code, *command(*arguments)[1:]]
+    done = subprocess.run(full, env=environment(), text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write to {work / 'full'}: ")
+    assert "the same command goes on from there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    code, _, stderr = finish(work, "full", "--model", "slow-0.02")
+    assert code == 0, stderr
+    assert "kept" in stderr
+    assert score_bytes(work / "full") == score_bytes(work / "whole")
+
+
 @pytest.fixture
 def common_ground() -> Iterator[Path]:
     """A folder that another user may enter; pytest's own are closed to others."""
