@@ -649,3 +649,31 @@ def test_more_rows_do_not_get_in_among_relabelled_ones(
     assert label(photos) == 0
     assert label(photos, "--retry-failed") == 2
     assert "relabelled in place" in capsys.readouterr().err
+
+
+def test_sources_that_name_their_classes(label: Label, photos: Path, tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": i, "file_name": f"{i:04d}.jpg"} for i in (5, 2)],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "cat"}],
+        "annotations": [],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    assert label(tmp_path / "coco.json", "--images", photos, classes=None) == 0
+    run = cdul_fast.open_run(tmp_path / "run")
+    assert run.classes == ["person", "dog", "cat"]
+    assert run.root == photos
+    assert run.table(["path"]).column("path").to_pylist() == ["0005.jpg", "0002.jpg"]
+    # Classes that are given win over the source's own.
+    assert label(tmp_path / "coco.json", "--images", photos, out="own") == 0
+    assert cdul_fast.open_run(tmp_path / "own").classes == ["person", "dog", "cat", "bus"]
+
+
+def test_photos_held_in_parquet_equal_those_in_files(label: Label, photos: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    files = sorted(photos.iterdir())
+    table = pa.table({"path": [f.name for f in files], "bytes": [f.read_bytes() for f in files]})
+    pq.write_table(table, tmp_path / "photos.parquet", row_group_size=5)
+    assert label(photos) == 0
+    assert label(tmp_path / "photos.parquet", "--threads", "3", out="held") == 0
+    assert score_bytes(tmp_path / "held") == score_bytes(tmp_path / "run")
