@@ -122,6 +122,7 @@ uint16_t float16_bits(float value) {
   std::memcpy(&bits, &value, sizeof(bits));
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const float magnitude = std::fabs(value);
+  if (magnitude == 0.0f) return sign;
   if (magnitude >= 65520.0f) return sign | 0x7c00u;  // half way past the largest finite one: infinity
   // In steps of the result's own spacing: 2^-24 below the normal range, 10 bits under the exponent above it.
   int exponent;
