@@ -97,17 +97,20 @@ def make_run(
     root: Path | None = None,
     config: dict[str, Any] | None = None,
     info: dict[str, Any] | None = None,
+    cosines: np.ndarray | None = None,
 ) -> Path:
     """Writes a run directory of `photos` good rows, then `failures` (path, status, error); returns its path.
 
-    The photos go to `root`, by default `<path>-photos`. `shard` (i, n) gives the file names of `--shard i/n`.
+    The photos go to `root`, by default `<path>-photos`; `cosines` [photos, V, C] replace random ones; `shard`
+    (i, n) gives the file names of `--shard i/n`.
     """
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
     root = root or path.parent / f"{path.name}-photos"
     settings = default_config(grid=grid, **(config or {}))
     views = 3 if view_layout != "global+grid" else (1 if grid <= 1 else 1 + grid * grid)
-    cosines = synthetic_cosines(rng, photos, views, len(classes))
+    if cosines is None:
+        cosines = synthetic_cosines(rng, photos, views, len(classes))
     # Of extremes, the second view is the largest over the tiles, and the third plays no part at zeta 0.
     scores = fused_scores(cosines if view_layout == "global+grid" else cosines[:, :2])
     threshold = 0.2 if settings["threshold"] is None else float(settings["threshold"])

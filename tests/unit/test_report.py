@@ -24,6 +24,7 @@ from cdul_fast.reporting.collect import collect, cooccurrence
 from cdul_fast.reporting.parts import parts_agree, score_parts, tile_scores
 from cdul_fast.reporting.samples import choose, load_samples
 from cdul_fast.reporting.thumbnails import make_thumbnail
+from cdul_fast.views import view_boxes
 
 
 def words(page: Path) -> str:
@@ -98,20 +99,37 @@ def test_tile_scores_are_each_tile_s_own_softmax() -> None:
 
 
 def test_the_outlined_tile_is_the_one_with_the_highest_score(tmp_path: Path) -> None:
-    run = open_run(make_run(tmp_path / "run", photos=20, sizes=((300, 150),), shard_size=6))
+    size = (301, 97)
+    overlap = {"overlap": 0.3}  # so that tiles at the edge are smaller than those in the middle
+    run = open_run(make_run(tmp_path / "run", photos=20, sizes=(size,), shard_size=6, config=overlap))
     shown = load_samples(run, choose(collect(run, 20), 20))
     by_path = dict(zip(run.scores()[0], np.concatenate([s.cosines() for s in run.shards]), strict=True))
-    seen = 0
+    boxes = view_boxes(*size, overlap=0.3)[1:]
+    seen = set()
     for sample in (s for group in shown.values() for s in group):
         soft = tile_scores(by_path[sample.path][None], 100.0)[0]
         for bar in sample.bars:
             best = int(soft[:, run.classes.index(bar.name)].argmax())
             assert bar.tile is not None
-            place = (bar.tile.left, bar.tile.top, bar.tile.width, bar.tile.height)
-            assert place == pytest.approx((best % 3 / 3, best // 3 / 3, 1 / 3, 1 / 3))
+            left, top = bar.tile.left * size[0], bar.tile.top * size[1]
+            box = (left, top, left + bar.tile.width * size[0], top + bar.tile.height * size[1])
+            assert box == pytest.approx(tuple(boxes[best]))
             assert bar.tile.score == pytest.approx(float(soft[best, run.classes.index(bar.name)]))
-            seen += 1
-    assert seen >= 100
+            seen.add(best)
+    assert seen == set(range(9))
+
+
+def test_one_easy_class_does_not_fill_the_confident_photos(tmp_path: Path) -> None:
+    cosines = np.full((400, 10, len(CLASSES)), 0.18, np.float32)
+    cosines[:, :, 0] += 0.1  # all but certain ...
+    cosines[-7:] = 0.18
+    for c in range(1, len(CLASSES)):
+        cosines[-c, :, c] += 0.03  # ... and one photo of each other class, less so
+    run = open_run(
+        make_run(tmp_path / "run", photos=400, cosines=cosines, write_photos=False, shard_size=150)
+    )
+    shown = load_samples(run, choose(collect(run, 8), 8))["confident"]
+    assert len({sample.bars[0].name for sample in shown}) == len(shown)
 
 
 def test_groups_hold_what_they_say_and_no_photo_twice(tmp_path: Path) -> None:
@@ -376,6 +394,12 @@ def test_numbers_read_well() -> None:
         "2 h 06 min",
     ]
     assert figures.count(1234567) == "1\u202f234\u202f567"
+
+
+def test_pair_cells_have_no_false_zero() -> None:
+    table = figures.matrix(["a", "b"], np.array([[1000, 2], [2, 4]]))
+    assert table.totals == [1000, 4]
+    assert [[cell.text for cell in row] for row in table.rows] == [["100", "<1"], ["50", "100"]]
 
 
 def test_histograms_keep_every_count() -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 QUOTES = "\"quoted\" 'name' & more.jpg"
 GONE = "gone.jpg"
+LONG = "photos_of_" + "x" * 100
 CLASS = '"><script>alert(2)</script>'
 FAILED = "<script>alert(3)</script>.png"
 
@@ -61,8 +62,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         names=names,
         classes=[*CLASSES, CLASS],
         failures=[(FAILED, "unsupported", "cannot <b>identify</b> image file")],
+        root=folder / LONG,
     )
-    (folder / "run-photos" / GONE).unlink()
+    (folder / LONG / GONE).unlink()
     return write_report(run)
 
 
