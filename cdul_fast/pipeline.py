@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cdul_fast.label")
 
-# Of views that int8 is calibrated on: 32 photos at 224 pixels.
-_CALIBRATION_BYTES = 192 << 20
+# What int8 is calibrated on: so many photos of the run, fewer where their views would take more memory.
+_CALIBRATION_PHOTOS, _CALIBRATION_BYTES = 32, 192 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,9 @@ class _Session:
                 threads=config.threads,
                 quickgelu=config.quickgelu,
                 cache_dir=config.cache_dir,
-                calibration=lambda made: sample_views(self.sample, config, made, _CALIBRATION_BYTES),
+                calibration=lambda made: sample_views(
+                    self.sample, config, made, _CALIBRATION_PHOTOS, _CALIBRATION_BYTES
+                ),
             )
 
     def _begin(self) -> tuple[Any, Manifest]:

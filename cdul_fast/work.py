@@ -121,18 +121,21 @@ def prepare_photo(source: Source, index: int, spec: ViewSpec, out: Any) -> Prepa
     )
 
 
-def sample_views(source: Source, config: LabelConfig, encoder: Any, max_bytes: int) -> np.ndarray:
+def sample_views(
+    source: Source, config: LabelConfig, encoder: Any, photos: int, max_bytes: int
+) -> np.ndarray:
     """Views of a few photos, evenly spaced over a source: float32 [n, 3, S, S].
 
     Args:
         source: Where the photos are; those that cannot be used are passed over.
         config: The run's settings.
         encoder: Something with the encoder's ``image_size``, ``mean`` and ``std``.
+        photos: At most so many photos.
         max_bytes: The views together take no more, unless one photo's alone do.
     """
     spec = ViewSpec.of(config, encoder, "float32")
     shape = (spec.views, 3, spec.size, spec.size)
-    most = max(1, max_bytes // (4 * math.prod(shape)))
+    most = max(1, min(photos, max_bytes // (4 * math.prod(shape))))
     found = []
     for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
         views = np.empty(shape, np.float32)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -677,3 +678,22 @@ def test_photos_held_in_parquet_equal_those_in_files(label: Label, photos: Path,
     assert label(photos) == 0
     assert label(tmp_path / "photos.parquet", "--threads", "3", out="held") == 0
     assert score_bytes(tmp_path / "held") == score_bytes(tmp_path / "run")
+
+
+def test_int8_is_calibrated_on_views_of_the_run(
+    label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "0000.jpg").write_bytes(b"no photo")
+    seen = []
+
+    def create(*_: object, **settings: Any) -> StubEncoder:
+        encoder = StubEncoder()
+        seen.append(settings["calibration"](encoder))
+        return encoder
+
+    monkeypatch.setattr(encoders, "create_encoder", create)
+    assert label(photos) == 0
+    assert label(photos, "--shard", "2/3", out="part") == 0
+    assert (seen[0].shape, seen[0].dtype) == ((110, 3, 32, 32), np.float32)
+    assert np.isfinite(seen[0]).all()
+    np.testing.assert_array_equal(seen[0], seen[1])
