@@ -65,7 +65,8 @@ def crop_resize(
 
     Args:
         images: one uint8 RGB photo [H, W, 3] or a list of them, of any sizes, all on one device. Rows may
-            lie apart or run backwards; where the bytes of a row do not lie side by side, the photo is copied first.
+            lie apart or run backwards; where the bytes of a row do not lie side by side, the photo is
+            copied first.
         boxes: integers [M, 4] as x0, y0, x1, y1 in pixels, end exclusive, inside the photo; or [M, 5] with
             the photo's index first.
         size: side of the output in pixels, 1 to 16384.

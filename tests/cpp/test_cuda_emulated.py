@@ -87,6 +87,8 @@ def test_crop_resize_types(device, dtype, size):
 def test_refusals_name_the_op(device):
     rule = emulation.rule_arguments("cdul", 1.0, 0.0, 0.0)
     one = np.empty(1, dtype=np.float32)
+    with pytest.raises(AssertionError, match=r"^aggregate: CUDA: invalid configuration argument"):
+        emulation.call(device.emulated_aggregate, one, 1 << 31, 1, 1, *rule, one)
     with pytest.raises(AssertionError, match=r"^aggregate: more than 4096 views a photo"):
         emulation.call(device.emulated_aggregate, one, 1, 4097, 1, *rule, one)
     with pytest.raises(AssertionError, match=r"^aggregate_embeddings: more than 4096 views a photo"):

@@ -2,9 +2,10 @@
 // folder first on its include path. Blocks run one after the other; the threads of a block are fibers that
 // switch at barriers and shuffles, or, with EMULATED_THREADS, system threads for ThreadSanitizer to watch.
 //
-// Fibers run in an order that the tests choose, so that a missing barrier shows as a wrong result. A kernel
-// in which threads wait at different barriers ends in an error, where a GPU would hang. Dynamic shared memory
-// is filled with 0xff before every block. Tensor cores and textures are not modelled.
+// One warp after the other runs as far as its next barrier, in an order that the tests choose, so that a
+// missing barrier shows as a wrong result. A kernel in which threads wait at different barriers ends in an
+// error, where a GPU would hang. Dynamic shared memory is filled with 0xff before every block. Tensor cores
+// and textures are not modelled.
 #pragma once
 
 #include <algorithm>
@@ -54,6 +55,7 @@ namespace emulated {
 
 constexpr unsigned kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kMaxSharedBytes = 48 << 10;
+constexpr unsigned kMaxBlocks = 0x7fffffff;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
 enum class Order : int { forward = 0, backward = 1, shuffled = 2 };
@@ -140,22 +142,41 @@ inline void run_fiber() {
   yield_as(State::done);
 }
 
-// Lets the threads [first, end) go on if all that are not done wait at `barrier`.
-inline void release(Launch& launch, size_t first, size_t end, State barrier) {
-  for (size_t i = first; i < end; ++i)
-    if (launch.threads[i].state != barrier && launch.threads[i].state != State::done) return;
+// Lets the threads [first, end) go on if all that are not done wait at `barrier`. Whether any did.
+inline bool release(Launch& launch, size_t first, size_t end, State barrier) {
+  bool any = false;
+  for (size_t i = first; i < end; ++i) {
+    const State state = launch.threads[i].state;
+    if (state != barrier && state != State::done) return false;
+    any = any || state == barrier;
+  }
   for (size_t i = first; i < end; ++i)
     if (launch.threads[i].state == barrier) launch.threads[i].state = State::ready;
+  return any;
 }
 
-inline void put_in_order(Launch& launch, std::vector<unsigned>& turns) {
-  for (unsigned i = 0; i < turns.size(); ++i) turns[i] = i;
-  if (order == Order::backward) std::reverse(turns.begin(), turns.end());
+// 0 to count - 1 in the order that the tests chose.
+inline std::vector<size_t> turns(Launch& launch, size_t count) {
+  std::vector<size_t> result(count);
+  for (size_t i = 0; i < count; ++i) result[i] = order == Order::backward ? count - 1 - i : i;
   if (order == Order::shuffled)
-    for (size_t i = turns.size() - 1; i > 0; --i) {
+    for (size_t i = count; i > 1; --i) {
       launch.random = launch.random * 1664525u + 1013904223u;
-      std::swap(turns[i], turns[(launch.random >> 8) % (i + 1)]);
+      std::swap(result[i - 1], result[(launch.random >> 8) % i]);
     }
+  return result;
+}
+
+// Runs a warp until its threads are done or wait for the block.
+inline void run_warp(Launch& launch, size_t first, size_t end) {
+  do {
+    for (size_t i : turns(launch, end - first)) {
+      Thread& thread = launch.threads[first + i];
+      if (thread.state != State::ready) continue;
+      launch.current = &thread;
+      swapcontext(&launch.scheduler, &thread.context);
+    }
+  } while (release(launch, first, end, State::at_warp_barrier));
 }
 
 inline bool run_block(Launch& launch) {
@@ -168,25 +189,14 @@ inline bool run_block(Launch& launch) {
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, run_fiber, 0);
   }
-  const size_t count = launch.threads.size();
-  std::vector<unsigned> turns(count);
-  for (;;) {
-    bool went_on = false, all_done = true;
-    put_in_order(launch, turns);
-    for (unsigned i : turns) {
-      Thread& thread = launch.threads[i];
-      if (thread.state != State::ready) continue;
-      launch.current = &thread;
-      swapcontext(&launch.scheduler, &thread.context);
-      went_on = true;
-    }
-    for (const Thread& thread : launch.threads) all_done = all_done && thread.state == State::done;
-    if (all_done) return true;
-    if (!went_on) return false;
-    for (size_t i = 0; i < count; i += kWarp)
-      release(launch, i, std::min(count, i + kWarp), State::at_warp_barrier);
-    release(launch, 0, count, State::at_block_barrier);
-  }
+  const size_t count = launch.threads.size(), warps = (count + kWarp - 1) / kWarp;
+  do {
+    for (size_t warp : turns(launch, warps))
+      run_warp(launch, warp * kWarp, std::min(count, (warp + 1) * kWarp));
+  } while (release(launch, 0, count, State::at_block_barrier));
+  for (const Thread& thread : launch.threads)
+    if (thread.state != State::done) return false;
+  return true;
 }
 
 #endif
@@ -203,7 +213,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
                              size_t shared_bytes, cudaStream_t) {
   const size_t threads = size_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > emulated::kMaxThreads || shared_bytes > emulated::kMaxSharedBytes ||
-      grid.x == 0 || grid.y == 0 || grid.z == 0)
+      grid.x == 0 || grid.x > emulated::kMaxBlocks || grid.y == 0 || grid.z == 0)
     return cudaErrorInvalidConfiguration;
   emulated::Launch launch;
   launch.grid = grid;
