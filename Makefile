@@ -38,5 +38,17 @@ lint: $(VENV)/.dev
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
+$(VENV)/.bench: $(VENV)/.installed
+	$(PY) -m pip install --quiet '.[bench]'
+	touch $@
+
+bench: $(VENV)/.bench
+	$(PY) -m pytest benchmarks -o python_files='test_*.py' --benchmark-json build/bench.json -q
+	cp build/bench.json benchmarks/results/cpu.json
+	$(PY) -m benchmarks.tables
+
+bench-quick: $(VENV)/.bench
+	$(PY) -m pytest benchmarks --quick -q
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info cdul_fast/_native*.so
