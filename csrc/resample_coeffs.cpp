@@ -7,6 +7,9 @@
 namespace cdul {
 namespace {
 
+// Weights computed at a time: 128 KiB of doubles.
+constexpr int64_t kBlockWeights = 16384;
+
 // Keys' cubic with a = -1/2, the one Pillow calls BICUBIC. Both branches are computed so that the loop over
 // a window's taps vectorises; the operations and their order decide the last bit.
 inline double bicubic(double x) {
@@ -69,27 +72,33 @@ ResampleAxis resample_axis(int64_t in, int64_t out, int64_t first, int64_t count
   }
   axis.coeffs.assign(static_cast<size_t>(count) * axis.taps, 0);
 
-  // Tap by tap over all outputs, so that the loops vectorise; each output's sum still grows in Pillow's
-  // order, and the zeros past a window's end leave it as it is.
-  std::vector<double> weights(static_cast<size_t>(axis.taps) * count), sums(count, 0.0);
-  for (int64_t t = 0; t < axis.taps; ++t) {
-    double* const weight = &weights[static_cast<size_t>(t) * count];
-    for (int64_t i = 0; i < count; ++i) {
-      const double center = (static_cast<double>(first + i) + 0.5) * scale;
-      const double x =
-          (static_cast<double>(static_cast<int32_t>(t) + axis.start[i]) - center + 0.5) * inverse;
-      weight[i] = t < axis.length[i] ? bicubic(x) : 0.0;
-      sums[i] += weight[i];
+  // Tap by tap over a block of outputs, so that the loops vectorise; each output's sum still grows in
+  // Pillow's order, and the zeros past a window's end leave it as it is.
+  const int64_t block = std::clamp<int64_t>(kBlockWeights / axis.taps, 1, count);
+  std::vector<double> weights(static_cast<size_t>(axis.taps) * block), sums(block);
+  for (int64_t begin = 0; begin < count; begin += block) {
+    const int64_t n = std::min(block, count - begin);
+    const int32_t* const start = &axis.start[begin];
+    const int32_t* const length = &axis.length[begin];
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (int64_t t = 0; t < axis.taps; ++t) {
+      double* const weight = &weights[static_cast<size_t>(t) * block];
+      for (int64_t i = 0; i < n; ++i) {
+        const double center = (static_cast<double>(first + begin + i) + 0.5) * scale;
+        const double x = (static_cast<double>(t + start[i]) - center + 0.5) * inverse;
+        weight[i] = t < length[i] ? bicubic(x) : 0.0;
+        sums[i] += weight[i];
+      }
     }
-  }
-  for (double& sum : sums)
-    if (sum == 0.0) sum = 1.0;
-  for (int64_t t = 0; t < axis.taps; ++t) {
-    const double* const weight = &weights[static_cast<size_t>(t) * count];
-    for (int64_t i = 0; i < count; ++i) {
-      const double scaled = weight[i] / sums[i] * static_cast<double>(1 << kCoeffBits);
-      axis.coeffs[static_cast<size_t>(i) * axis.taps + t] =
-          static_cast<int32_t>(scaled + (scaled < 0.0 ? -0.5 : 0.5));
+    for (double& sum : sums)
+      if (sum == 0.0) sum = 1.0;
+    for (int64_t t = 0; t < axis.taps; ++t) {
+      const double* const weight = &weights[static_cast<size_t>(t) * block];
+      for (int64_t i = 0; i < n; ++i) {
+        const double scaled = weight[i] / sums[i] * static_cast<double>(1 << kCoeffBits);
+        axis.coeffs[static_cast<size_t>(begin + i) * axis.taps + t] =
+            static_cast<int32_t>(scaled + (scaled < 0.0 ? -0.5 : 0.5));
+      }
     }
   }
   return axis;
