@@ -6,24 +6,24 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <memory>
 #include <new>
-#include <tuple>
 #include <vector>
 
 #include "cdul/cpu_level.h"
 #include "cdul/parallel.h"
 #include "crop_resize_kernels.h"
+#include "crop_resize_tables.h"
 
 namespace cdul {
 namespace {
 
+using crop::AxisTable;
+using crop::AxisTablePtr;
 using crop::FinishJob;
+using crop::Grouping;
 using crop::HorizontalJob;
 using crop::Kernels;
 using crop::PackedAxis;
-using crop::Packing;
 using crop::PixelFormat;
 using crop::VerticalJob;
 
@@ -61,131 +61,6 @@ constexpr int64_t kNonTemporalBytes = 12 << 20;
 constexpr int64_t kBandsOfAThread = 8;
 // A band of fewer source rows than this wastes too much on the rows that it shares with its neighbours.
 constexpr int64_t kLeastBandRows = 64;
-
-// ---- tables --------------------------------------------------------------------------------------------
-
-// Writes four weights as `planes` dwords.
-void pack_four(Packing packing, const int32_t w[4], int32_t* out) {
-  const auto dword = [](int32_t a, int32_t b, int32_t c, int32_t d, int bits) {
-    const uint32_t mask = bits == 8 ? 0xffu : 0xffffu;
-    if (bits == 16) return static_cast<int32_t>((a & mask) | ((b & mask) << 16));
-    return static_cast<int32_t>((a & mask) | ((b & mask) << 8) | ((c & mask) << 16) | ((d & mask) << 24));
-  };
-  switch (packing) {
-    case Packing::plain:
-      std::copy_n(w, 4, out);
-      return;
-    case Packing::words: {
-      int32_t high[4], low[4];
-      for (int i = 0; i < 4; ++i) {
-        low[i] = static_cast<int8_t>(w[i]);
-        high[i] = (w[i] - low[i]) >> 8;
-      }
-      out[0] = dword(high[0], high[2], 0, 0, 16);
-      out[1] = dword(high[1], high[3], 0, 0, 16);
-      out[2] = dword(low[0], low[2], 0, 0, 16);
-      out[3] = dword(low[1], low[3], 0, 0, 16);
-      return;
-    }
-    case Packing::bytes: {
-      int32_t high[4], mid[4], low[4];
-      for (int i = 0; i < 4; ++i) {
-        low[i] = static_cast<int8_t>(w[i]);
-        const int32_t rest = (w[i] - low[i]) >> 8;
-        mid[i] = static_cast<int8_t>(rest);
-        high[i] = (rest - mid[i]) >> 8;
-      }
-      out[0] = dword(high[0], high[1], high[2], high[3], 8);
-      out[1] = dword(mid[0], mid[1], mid[2], mid[3], 8);
-      out[2] = dword(low[0], low[1], low[2], low[3], 8);
-      return;
-    }
-  }
-}
-
-// How windows are cut into groups of four.
-enum class Grouping {
-  automatic,  // sliding where every window has at most four pixels (enlarging), else aligned to fours
-  from_start  // each window by itself, from its first pixel
-};
-
-// An axis ready for the kernels. Pixels count from `base`, the first one that any window reads.
-struct AxisTable {
-  int64_t base = 0;
-  int64_t end = 0;         // one past the last pixel read, counted from the image's edge
-  int64_t max_groups = 0;  // of a window
-  int64_t spread = 0;      // groups that the windows of four neighbours span: kernels make four at a time
-  bool sliding = false;
-  std::vector<int32_t> first, groups, coeffs;
-  std::vector<int32_t> start, length;  // windows in pixels, counted from the image's edge
-
-  PackedAxis packed() const {
-    return {
-        static_cast<int64_t>(start.size()), sliding, first.data(), groups.data(), coeffs.data(), max_groups};
-  }
-};
-
-AxisTable pack_axis(ResampleAxis axis, Grouping grouping, const Kernels& kernels) {
-  AxisTable table;
-  table.sliding = grouping == Grouping::automatic && axis.taps <= 4;
-  const bool aligned = grouping == Grouping::automatic && !table.sliding;
-  table.base = axis.start.front();
-  table.first.resize(axis.count);
-  table.groups.resize(axis.count);
-  for (int64_t i = 0; i < axis.count; ++i) {
-    const int64_t from = axis.start[i] - table.base;
-    const int64_t lead = aligned ? from % 4 : 0;
-    table.first[i] = static_cast<int32_t>(aligned ? from / 4 : from);
-    table.groups[i] = static_cast<int32_t>((lead + axis.length[i] + 3) / 4);
-    table.max_groups = std::max<int64_t>(table.max_groups, table.groups[i]);
-    table.end = std::max<int64_t>(table.end, int64_t{axis.start[i]} + axis.length[i]);
-  }
-  for (int64_t i = 0; i < axis.count; i += 4) {
-    const int64_t last = std::min(i + 3, axis.count - 1);
-    table.spread = std::max<int64_t>(table.spread, table.first[last] + table.groups[last] - table.first[i]);
-  }
-  table.coeffs.assign(static_cast<size_t>(axis.count) * table.max_groups * kernels.planes, 0);
-  for (int64_t i = 0; i < axis.count; ++i) {
-    const int64_t lead = aligned ? (axis.start[i] - table.base) % 4 : 0;
-    const int32_t* const weights = &axis.coeffs[static_cast<size_t>(i) * axis.taps];
-    for (int64_t group = 0; group < table.groups[i]; ++group) {
-      int32_t four[4];
-      for (int64_t j = 0; j < 4; ++j) {
-        const int64_t tap = 4 * group + j - lead;
-        four[j] = tap >= 0 && tap < axis.length[i] ? weights[tap] : 0;
-      }
-      pack_four(kernels.packing, four,
-                &table.coeffs[static_cast<size_t>(i * table.max_groups + group) * kernels.planes]);
-    }
-  }
-  table.start = std::move(axis.start);
-  table.length = std::move(axis.length);
-  return table;
-}
-
-// Tables of one call, each made once: the tiles of a grid share theirs.
-class TableCache {
- public:
-  explicit TableCache(const Kernels& kernels) : kernels_(kernels) {}
-
-  const AxisTable* resample(int64_t in, int64_t out, int64_t first, int64_t count, Grouping grouping) {
-    std::unique_ptr<AxisTable>& slot = tables_[{in, out, first, count, static_cast<int>(grouping)}];
-    if (!slot)
-      slot = std::make_unique<AxisTable>(pack_axis(resample_axis(in, out, first, count), grouping, kernels_));
-    return slot.get();
-  }
-
-  const AxisTable* identity(int64_t count) {
-    std::unique_ptr<AxisTable>& slot = tables_[{-1, 0, 0, count, 0}];
-    if (!slot)
-      slot = std::make_unique<AxisTable>(pack_axis(identity_axis(count), Grouping::automatic, kernels_));
-    return slot.get();
-  }
-
- private:
-  const Kernels& kernels_;
-  std::map<std::tuple<int64_t, int64_t, int64_t, int64_t, int>, std::unique_ptr<AxisTable>> tables_;
-};
 
 // ---- scratch -------------------------------------------------------------------------------------------
 
@@ -231,9 +106,9 @@ struct View {
   const uint8_t* source;  // first pixel of the box
   int64_t row_stride;
   ResizeGeometry geometry;
-  const AxisTable* columns;   // windows along x
-  const AxisTable* rows;      // windows along y of the second pass
-  const AxisTable* prefirst;  // windows along y of a vertical first pass, or null
+  AxisTablePtr columns;   // windows along x
+  AxisTablePtr rows;      // windows along y of the second pass
+  AxisTablePtr prefirst;  // windows along y of a vertical first pass, or null
   char* out;
 };
 
@@ -403,19 +278,20 @@ void run_band(const Band& band, int64_t size, const PixelFormat& format, bool la
 
 // ---- the call ------------------------------------------------------------------------------------------
 
-View plan_view(const CropResizeParams& params, const CropBox& box, TableCache& tables, char* out) {
+View plan_view(const CropResizeParams& params, const CropBox& box, const Kernels& kernels, char* out) {
   const Image& image = params.images[box.image];
   const int64_t width = box.x1 - box.x0, height = box.y1 - box.y0;
   View view;
   view.source = image.pixels + box.y0 * image.row_stride + 3 * box.x0;
   view.row_stride = image.row_stride;
   const ResizeGeometry& g = view.geometry = resize_geometry(width, height, params.size, box.fit);
-  view.columns = tables.resample(width, g.resized_width, g.first_column, g.columns, Grouping::automatic);
+  view.columns =
+      resample_table({width, g.resized_width, g.first_column, g.columns, Grouping::automatic}, kernels);
   const auto rows = [&](Grouping grouping) {
-    return tables.resample(height, g.resized_height, g.first_row, g.rows, grouping);
+    return resample_table({height, g.resized_height, g.first_row, g.rows, grouping}, kernels);
   };
   view.prefirst = g.vertical_first ? rows(Grouping::from_start) : nullptr;
-  view.rows = g.vertical_first ? tables.identity(g.rows) : rows(Grouping::automatic);
+  view.rows = g.vertical_first ? identity_table(g.rows, kernels) : rows(Grouping::automatic);
   view.out = out;
   return view;
 }
@@ -476,12 +352,11 @@ void crop_resize(const CropResizeParams& params) {
   const int64_t view_bytes = 3 * params.size * params.size * bytes_of(params.type);
   const bool large = params.count * view_bytes >= kNonTemporalBytes;
 
-  TableCache tables(kernels);
   std::vector<View> views;
   views.reserve(params.count);
   for (int64_t i = 0; i < params.count; ++i)
     views.push_back(
-        plan_view(params, params.boxes[i], tables, static_cast<char*>(params.out) + i * view_bytes));
+        plan_view(params, params.boxes[i], kernels, static_cast<char*>(params.out) + i * view_bytes));
   const std::vector<Band> bands = plan_bands(views, params.threads > 0 ? params.threads : available_cores());
 
   std::atomic<bool> out_of_memory{false};

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import multiprocessing
+import os
 import threading
 
 import numpy as np
 import pytest
 import torch
-from crop_cases import LEVELS, MEAN, STD, grid_boxes, photo
+from crop_cases import LEVELS, MEAN, STD, grid_boxes, machine_levels, photo
 from crop_cases import skip_unless_present as need
 
 from cdul_fast.ops import crop_resize, force_cpu_level
@@ -122,6 +124,33 @@ def test_calls_from_several_threads_do_not_disturb_each_other(plain):
         worker.join()
     for result in results:
         np.testing.assert_array_equal(result, plain)
+
+
+def test_tables_are_kept_and_never_mixed_up():
+    """More sizes than tables are kept, twice, on each level: every call gets its own."""
+    for _ in range(2):
+        for size in range(3, 90, 2):
+            image = photo(WIDTH, HEIGHT)
+            results = []
+            for level in machine_levels():
+                with force_cpu_level(level):
+                    results.append(crop_resize(image, BOXES[:2], size, dtype="uint8"))
+            for result in results[1:]:
+                np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_can_crop(plain):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(
+        target=lambda: queue.put(
+            crop_resize(photo(WIDTH, HEIGHT), BOXES, SIZE, mean=MEAN, std=STD, threads=2).tobytes()
+        )
+    )
+    child.start()
+    assert queue.get(timeout=60) == plain.tobytes()
+    child.join()
 
 
 @pytest.mark.parametrize("level", LEVELS)
