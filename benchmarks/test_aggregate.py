@@ -37,11 +37,15 @@ def _from_embeddings(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("classes", [20, 80, 1000])
 def test_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> None:
-    cosines = torch.empty(PHOTOS, VIEWS, classes).uniform_(0.1, 0.35, generator=torch.Generator().manual_seed(0))
+    cosines = torch.empty(PHOTOS, VIEWS, classes).uniform_(
+        0.1, 0.35, generator=torch.Generator().manual_seed(0)
+    )
     with library_threads(threads):
         compiled = torch.compile(_eager)
         out = torch.empty(PHOTOS, classes)
-        ours = _checked(lambda: ops.aggregate(cosines, scale=SCALE, threads=threads, out=out), _eager(cosines), 1e-6)
+        ours = _checked(
+            lambda: ops.aggregate(cosines, scale=SCALE, threads=threads, out=out), _eager(cosines), 1e-6
+        )
         race.run(
             ours,
             {

@@ -1,4 +1,4 @@
-"""Ten crops of one photo (the whole and its 3 x 3 tiles) to a CLIP input, against every other way to do it."""
+"""Ten crops of one photo (the whole and its 3 x 3 tiles) to a CLIP input, against every other way to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks.rivals import crops
 from benchmarks.timing import Race, library_threads
@@ -17,7 +16,7 @@ from cdul_fast.views import view_boxes
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Times faster than (open_clip's transform, torchvision v2's best), one thread; by (photo, size, dtype, level).
+# Times faster than (open_clip's transform, torchvision v2's best), one thread, by photo, size, dtype, level.
 TARGETS = {
     ("small", 224, "float32", "avx512"): (25.0, 6.0),
     ("small", 224, "float32", "avx2"): (12.0, 2.5),
@@ -56,11 +55,15 @@ def test_ten_crops(
     exact = crops.open_clip_transform(pixels, boxes, size, MEAN, STD)()
     with ops.force_cpu_level(level), library_threads(threads):
         ours = _ours(pixels, size, dtype, threads)
-        expected = crops.pillow_uint8(pixels, boxes, size)() if dtype == "uint8" else exact.to(getattr(torch, dtype))
+        expected = (
+            crops.pillow_uint8(pixels, boxes, size)() if dtype == "uint8" else exact.to(getattr(torch, dtype))
+        )
         assert torch.equal(ours(), torch.as_tensor(expected)), "not equal to Pillow to the bit"
         rivals, missing = crops.rivals(pixels, boxes, size, MEAN, STD, threads)
         differences = {name: crops.levels_from_pillow(call(), exact, STD) for name, call in rivals.items()}
-        against = dict(zip(("open_clip", "torchvision v2"), TARGETS.get((photo, size, dtype, level), ()), strict=False))
+        against = dict(
+            zip(("open_clip", "torchvision v2"), TARGETS.get((photo, size, dtype, level), ()), strict=False)
+        )
         target = {name: value for name, value in against.items() if value and threads == 1}
         race.run(
             ours, rivals, rounds=rounds(15 if photo == "small" else 5), target=target, missing=missing,
@@ -72,4 +75,6 @@ def test_ten_crops(
 def test_two_threads_over_one(race: Race, rounds: Any, small_photo: np.ndarray, size: int) -> None:
     one, two = (_ours(small_photo, size, "float32", threads) for threads in (1, 2))
     assert torch.equal(one(), two())
-    race.run(two, {"1 thread": one}, rounds=rounds(60), target={"1 thread": 1.8}, subject="2 threads", warmup=5)
+    race.run(
+        two, {"1 thread": one}, rounds=rounds(60), target={"1 thread": 1.8}, subject="2 threads", warmup=5
+    )

@@ -24,7 +24,9 @@ def _photos(folder: Path, count: int, width: int, height: int) -> Path:
     generator = np.random.default_rng(0)
     for i in range(min(16, count)):
         coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i:06d}.jpg")
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(
+            folder / f"{i:06d}.jpg"
+        )
     for i in range(16, count):
         (folder / f"{i:06d}.jpg").hardlink_to(folder / f"{i % 16:06d}.jpg")
     return folder

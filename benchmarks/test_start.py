@@ -35,5 +35,7 @@ def test_first_label(race: Race, rounds: Any, tmp_path: Path) -> None:
         "-m", "cdul_fast.label", str(photos), "--model", "tiny", "--limit", "1", "--overwrite",
         "--quiet", "--out", str(tmp_path / "run"),
     )  # fmt: skip
-    race.run(command, {"import torch": _python("-c", "import torch")}, rounds=rounds(5), subject="first label")
+    race.run(
+        command, {"import torch": _python("-c", "import torch")}, rounds=rounds(5), subject="first label"
+    )
     assert (tmp_path / "run" / "labels-00000.parquet").exists()

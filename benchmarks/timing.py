@@ -1,4 +1,4 @@
-"""The one timing helper: contestants take turns in one process, so that the machine's drift meets all alike."""
+"""The one timing helper: contestants take turns in one process, so the machine's drift meets all alike."""
 
 from __future__ import annotations
 

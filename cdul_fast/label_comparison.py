@@ -15,7 +15,7 @@ from cdul_fast.errors import ConfigError
 from cdul_fast.evaluation import match_truth
 from cdul_fast.metrics import average_precision
 from cdul_fast.pseudo_labels import AGGREGATORS, available_aggregators
-from cdul_fast.relabelling import run_settings
+from cdul_fast.run_settings import run_settings
 from cdul_fast.sweeps import ok_paths, sweep
 from cdul_fast.tables import TableResult, optional, shorten
 

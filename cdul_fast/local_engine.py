@@ -24,7 +24,7 @@ from cdul_fast.config import LabelConfig
 from cdul_fast.data.journal import Row
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
-from cdul_fast.data.sources import Source
+from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
 from cdul_fast.progress import Progress
 from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views

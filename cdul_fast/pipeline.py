@@ -24,7 +24,8 @@ from cdul_fast.data.paths import encode_path, one_line, show_path
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.shard_work import Layout, RunState, writing
 from cdul_fast.data.sinks import FORMAT, info_name, part_prefix, remove_temporaries, write_json, write_texts
-from cdul_fast.data.sources import Source, open_source, select_part
+from cdul_fast.data.source import Source, select_part
+from cdul_fast.data.sources import open_source
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.local_engine import Engine, Stages, available_cores
 from cdul_fast.progress import Progress

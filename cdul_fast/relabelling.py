@@ -33,7 +33,8 @@ from cdul_fast.data.staging import new_folder, replaced_files
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.label_sets import LabelRule, choose_rule
 from cdul_fast.prompts import ClassList, class_embeddings, load_classes
-from cdul_fast.pseudo_labels import LabelSettings, available_aggregators, soft_labels
+from cdul_fast.pseudo_labels import LabelSettings, soft_labels
+from cdul_fast.run_settings import run_settings
 from cdul_fast.tables import TableResult, shorten
 
 # Cosine between embeddings of one text by two backends or precisions of the same weights: bf16 gives 0.9999.
@@ -196,39 +197,6 @@ def relabel_run(
         missing_shards=tuple(run.missing_shards),
         seconds=time.perf_counter() - started,
     )
-
-
-def run_settings(
-    run: Run,
-    *,
-    aggregator: str | None = None,
-    scale: float | None = None,
-    zeta: float | None = None,
-    lam: float | None = None,
-) -> LabelSettings:
-    """The run's own settings, with those given in their place.
-
-    Raises:
-        ConfigError: For a value out of range, or an aggregator that the stored views cannot give.
-    """
-    own = run.config
-    stored_scale = own.get("scale") or run.model.get("logit_scale") or 100.0
-    try:
-        settings = LabelSettings(
-            aggregator=aggregator if aggregator is not None else own.get("aggregator", "cdul"),
-            scale=scale if scale is not None else float(stored_scale),
-            zeta=zeta if zeta is not None else float(own.get("zeta", 0.0)),
-            lam=lam if lam is not None else float(own.get("lam", 0.0)),
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    available = available_aggregators(run.view_layout)
-    if settings.aggregator not in available:
-        raise ConfigError(
-            f"aggregator {settings.aggregator!r} needs the cosines of every tile, and "
-            f"{show_path(run.path)} keeps only their extremes; it can give {', '.join(available)}"
-        )
-    return settings
 
 
 @dataclasses.dataclass(frozen=True)

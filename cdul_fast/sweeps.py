@@ -16,7 +16,7 @@ from cdul_fast.errors import CdulError
 from cdul_fast.evaluation import match_truth
 from cdul_fast.metrics import average_precision
 from cdul_fast.pseudo_labels import LabelSettings, soft_labels
-from cdul_fast.relabelling import run_settings
+from cdul_fast.run_settings import run_settings
 from cdul_fast.tables import TableResult
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cdul_fast.config import LabelConfig
 from cdul_fast.data.decode import Decoded, PhotoProblem, decode_photo
-from cdul_fast.data.sources import Source
+from cdul_fast.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 
 from cdul_fast.data.decode import decode_photo, read_photo
 from cdul_fast.data.run_dir import Run, open_run
-from cdul_fast.relabelling import run_settings
 from cdul_fast.reporting.parts import score_parts, tile_scores
+from cdul_fast.run_settings import run_settings
 from cdul_fast.views import view_boxes
 
 ROOT = Path(__file__).resolve().parents[1]

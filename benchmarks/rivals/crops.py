@@ -64,7 +64,9 @@ def levels_from_pillow(result: Any, exact: torch.Tensor, std: Any) -> float:
     return round(float(((result.float() - exact) * scale).abs().max()), 2)
 
 
-def _threaded_open_clip(pixels: np.ndarray, boxes: np.ndarray, size: int, mean: Any, std: Any, threads: int) -> Call:
+def _threaded_open_clip(
+    pixels: np.ndarray, boxes: np.ndarray, size: int, mean: Any, std: Any, threads: int
+) -> Call:
     if threads == 1:
         return open_clip_transform(pixels, boxes, size, mean, std)
     halves = [open_clip_transform(pixels, part, size, mean, std) for part in np.array_split(boxes, threads)]
@@ -91,9 +93,13 @@ def _torchvision(pixels: np.ndarray, boxes: np.ndarray, size: int, mean: Any, st
     def call() -> torch.Tensor:
         views = []
         for x0, y0, x1, y1 in boxes.tolist():
-            view = functional.resize(source[:, y0:y1, x0:x1], [size], InterpolationMode.BICUBIC, antialias=True)
+            view = functional.resize(
+                source[:, y0:y1, x0:x1], [size], InterpolationMode.BICUBIC, antialias=True
+            )
             views.append(functional.center_crop(view, [size, size]))
-        return functional.normalize(functional.to_dtype(torch.stack(views), torch.float32, scale=True), list(mean), list(std))
+        return functional.normalize(
+            functional.to_dtype(torch.stack(views), torch.float32, scale=True), list(mean), list(std)
+        )
 
     return call
 

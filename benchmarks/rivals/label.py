@@ -27,7 +27,12 @@ def _crops(image: Image.Image, transform: Any) -> torch.Tensor:
 
 @torch.inference_mode()
 def plain(
-    paths: Sequence[Path], out: Path, model: torch.nn.Module, transform: Any, texts: torch.Tensor, scale: float
+    paths: Sequence[Path],
+    out: Path,
+    model: torch.nn.Module,
+    transform: Any,
+    texts: torch.Tensor,
+    scale: float,
 ) -> np.ndarray:
     """What public CDUL code does: a photo at a time, fp32, one file a photo."""
     out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,12 @@ class _Photos(Dataset[torch.Tensor]):
 
 @torch.inference_mode()
 def strong(
-    paths: Sequence[Path], out: Path, model: torch.nn.Module, transform: Any, texts: torch.Tensor, scale: float
+    paths: Sequence[Path],
+    out: Path,
+    model: torch.nn.Module,
+    transform: Any,
+    texts: torch.Tensor,
+    scale: float,
 ) -> np.ndarray:
     """What a careful user writes: a DataLoader with workers, whole batches, a bfloat16 model, one file."""
     loader = DataLoader(_Photos(paths, transform), batch_size=4, num_workers=2, prefetch_factor=2)

@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from cdul_fast.data.decode import SUFFIXES
 from cdul_fast.data.paths import one_line, show_path
-from cdul_fast.data.sources import Source, read_lines, require_folder, rooted
+from cdul_fast.data.source import Source, read_lines, require_folder, rooted
 from cdul_fast.errors import ConfigError
 
 VOC_CLASSES = (

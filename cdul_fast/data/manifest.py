@@ -13,7 +13,7 @@ from cdul_fast import __version__
 from cdul_fast.data.paths import encode_path, one_line, show_path
 from cdul_fast.data.run_dir import Shard
 from cdul_fast.data.sinks import FORMAT, file_digest, info_name, write_json
-from cdul_fast.data.sources import Source
+from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError, ConfigError
 
 # Settings that are compared by what they lead to (photos, class names, prompts, model), not by how they were

@@ -15,7 +15,7 @@ from cdul_fast.data.manifest import shard_table_if_sound
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_dir import Shard
 from cdul_fast.data.sinks import ShardData, labels_path, shard_name, views_path, write_shard
-from cdul_fast.data.sources import Source
+from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
 
 # Scores [n, C] -> the label names of each row.

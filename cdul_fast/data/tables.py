@@ -11,7 +11,7 @@ from typing import Any
 
 from cdul_fast.data.decode import PhotoProblem, is_photo_name
 from cdul_fast.data.paths import encode_path, one_line, show_path
-from cdul_fast.data.sources import Source, rooted
+from cdul_fast.data.source import Source, rooted
 from cdul_fast.errors import ConfigError
 
 # Names that a column may have, in the order of preference.

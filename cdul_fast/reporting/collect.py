@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cdul_fast.pseudo_labels import LabelSettings
-from cdul_fast.relabelling import run_settings
 from cdul_fast.reporting.parts import parts_agree, score_parts
+from cdul_fast.run_settings import run_settings
 
 if TYPE_CHECKING:
     from cdul_fast.data.run_dir import Run, Shard

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdul_fast.pseudo_labels import GRID_LAYOUT
-from cdul_fast.relabelling import run_settings
 from cdul_fast.reporting.collect import GROUPS, Candidate, OkRows, RunStatistics, ok_rows, shard_cosines
 from cdul_fast.reporting.parts import parts_agree, score_parts, tile_scores
 from cdul_fast.reporting.thumbnails import Thumbnail, make_thumbnail
+from cdul_fast.run_settings import run_settings
 
 if TYPE_CHECKING:
     from cdul_fast.data.run_dir import Run, Shard

@@ -11,7 +11,8 @@ import pytest
 
 from cdul_fast.data.datasets import VOC_CLASSES
 from cdul_fast.data.decode import PhotoProblem
-from cdul_fast.data.sources import Source, open_source, select_part
+from cdul_fast.data.source import Source, select_part
+from cdul_fast.data.sources import open_source
 from cdul_fast.data.truth import load_truth
 from cdul_fast.errors import CdulError, ConfigError
 
