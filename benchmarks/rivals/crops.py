@@ -57,9 +57,9 @@ def rivals(
 
 
 def levels_from_pillow(result: Any, exact: torch.Tensor, std: Any) -> float:
-    """The largest difference from the exact result, in levels of 255; uint8 results are compared as they are."""
+    """The largest difference from the exact result, in levels of 255; nan for a rival that only resizes."""
     if not isinstance(result, torch.Tensor) or result.shape != exact.shape:
-        return float("nan")  # resize alone: nothing to compare
+        return float("nan")
     scale = torch.tensor(std).view(1, 3, 1, 1) * 255
     return round(float(((result.float() - exact) * scale).abs().max()), 2)
 
