@@ -26,7 +26,7 @@ $(VENV)/.dev: $(VENV)/.dependencies
 demo: $(VENV)/.installed
 	$(PY) -m cdul_fast.label cdul_fast/assets/demo/photos --model tiny --out $(DEMO) --overwrite
 	$(PY) -m cdul_fast.evaluate $(DEMO) --truth cdul_fast/assets/demo/truth.csv
-	$(PY) -m cdul_fast.compare_labels $(DEMO) --truth cdul_fast/assets/demo/truth.csv
+	$(PY) -m cdul_fast.compare_labels $(DEMO) --truth cdul_fast/assets/demo/truth.csv --zeta 0
 	@echo "report: $(abspath $(DEMO))/report.html"
 
 test: $(VENV)/.installed
@@ -43,12 +43,12 @@ $(VENV)/.bench: $(VENV)/.installed
 	touch $@
 
 bench: $(VENV)/.bench
-	$(PY) -m pytest benchmarks -o python_files='test_*.py' --benchmark-json build/bench.json -q
+	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --benchmark-json build/bench.json
 	cp build/bench.json benchmarks/results/cpu.json
 	$(PY) -m benchmarks.tables
 
 bench-quick: $(VENV)/.bench
-	$(PY) -m pytest benchmarks --quick -q
+	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --quick
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info cdul_fast/_native*.so

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import tables
 from benchmarks.timing import race
 
 __all__ = ["race"]
@@ -52,6 +53,18 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         versions={name: _version(name) for name in LIBRARIES},
         command=" ".join(["python -m pytest", *map(shlex.quote, sys.argv[1:])]),
     )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints the races as the documents show them."""
+    benches = [
+        {"name": bench.name, "extra_info": bench.extra_info}
+        for bench in config._benchmarksession.benchmarks
+        if bench.extra_info
+    ]
+    if benches:
+        terminalreporter.section("ratios of medians, over 1 is faster than the rival")
+        terminalreporter.write_line(tables.table(benches))
 
 
 def _version(name: str) -> str:

@@ -92,14 +92,15 @@ class LabelComparison(TableResult):
         return columns
 
     def summary(self) -> list[str]:
-        """Settings and what took no part."""
+        """The means again, where a long table ends; settings; what took no part."""
         if self.zeta_marks:
             zeta = f"zeta {self.zeta:g} (the best of {len(self.zeta_marks)} on this very truth)"
         else:
             zeta = f"zeta {self.zeta:g}"
         lines = [
+            f"mAP %: {self._means()}",
             f"{self.photos} photos; scale {self.scale:g}, lam {self.lam:g}, {zeta}; "
-            "clip: cosines of the whole photo as they are"
+            "clip: cosines of the whole photo as they are",
         ]
         if self.left_out:
             lines.append(f"left out, no positive: {shorten(self.left_out)}")
@@ -134,9 +135,11 @@ class LabelComparison(TableResult):
         missing = name in METHODS and name not in self.average_precision
         return f"{name} (not available)" if missing else super()._heading(name)
 
+    def _means(self) -> str:
+        return ", ".join(f"{name} {value * 100:.2f}" for name, value in self.mean_average_precision.items())
+
     def __repr__(self) -> str:
-        marks = ", ".join(f"{name} {value * 100:.2f}" for name, value in self.mean_average_precision.items())
-        return f"LabelComparison(mAP %: {marks}; {self.photos} photos)"
+        return f"LabelComparison(mAP %: {self._means()}; {self.photos} photos)"
 
 
 def compare_label_quality(
