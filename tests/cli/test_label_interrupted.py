@@ -32,7 +32,13 @@ def start(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
     arguments = [folder / "photos", "--classes", folder / "classes.txt", "--out", folder / out]
     arguments += ["--shard-size", "40", "--batch-size", "4", "--no-report", *more]
     return subprocess.Popen(
-        command(*arguments), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(*arguments),
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

@@ -159,7 +159,7 @@ def test_methods_stand_side_by_side(run_path: Path, truth_path: Path) -> None:
     # zeta 0 is among those tried, and there cdul is max.
     assert marks["cdul"] >= marks["max"]
     assert set(result.zeta_marks) == set(ZETAS) and result.zeta_marks[0.0] == pytest.approx(marks["max"])
-    assert "on this very truth" in result.summary()[0]
+    assert "on this very truth" in result.summary()[1]
     assert result.columns()["global"][1] == pytest.approx(0.654)
     figures = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert figures["published"]["cdul"] == pytest.approx(0.728)
