@@ -37,7 +37,8 @@ def create_encoder(
     """Loads a CLIP model for inference.
 
     ``auto`` follows a fixed order, never a timing: torch in bf16 on a CUDA device; otherwise OpenVINO where
-    it is installed, in bf16 where the processor has it and in fp32 elsewhere; otherwise torch in fp32.
+    it is installed, in bf16 where the processor has it (the embedded model in fp32 everywhere, so that the
+    demo is the same on every processor) and in fp32 elsewhere; otherwise torch in fp32.
 
     Args:
         model: ``tiny`` (the embedded model), an open_clip name, ``hf-hub:owner/name``, or a folder with an
@@ -77,7 +78,8 @@ def create_encoder(
     from cdul_fast.encoders.openvino_clip import OpenVinoEncoder, has_bf16
 
     if precision == "auto":
-        precision = "bf16" if has_bf16() else "fp32"
+        # The embedded model costs little, and in fp32 the demo gives the same scores on every processor.
+        precision = "bf16" if has_bf16() and model != "tiny" else "fp32"
     return OpenVinoEncoder(
         source,
         precision,

@@ -176,6 +176,8 @@ def _keep(entry: Path, graph: Any, notes: dict[str, Any]) -> None:
 
 
 def _import_nncf() -> Any:
+    # NNCF's import makes torch announce that there is no CUDA compiler.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         import nncf
     except ImportError:
