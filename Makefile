@@ -7,7 +7,7 @@ DEMO   := build/demo-run
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint bench bench-quick clean
+.PHONY: demo test compare lint bench bench-quick clean
 
 # The dependencies, then the package: a change to the package alone does not resolve the dependencies again.
 $(VENV)/.dependencies: pyproject.toml $(NATIVE_SOURCES)
@@ -31,6 +31,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(PY) -m pytest
+
+# Needs the real data beside the clone; see configs/compare_voc12_photos.yaml.
+compare: $(VENV)/.installed
+	$(PY) -m pip install --quiet '.[offline]'
+	$(PY) -m cdul_fast.compare configs/compare_voc12_photos.yaml
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -14,17 +14,25 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS: dict[str, str] = {
     "CdulError": "cdul_fast.errors",
+    "CompareConfig": "cdul_fast.training.comparison",
     "ConfigError": "cdul_fast.errors",
+    "ExportConfig": "cdul_fast.training.exporting",
     "LabelConfig": "cdul_fast.config",
     "LabelResult": "cdul_fast.pipeline",
     "LabelSettings": "cdul_fast.pseudo_labels",
+    "PredictConfig": "cdul_fast.training.predicting",
     "Run": "cdul_fast.data.run_dir",
+    "TrainConfig": "cdul_fast.training.config",
     "compare_label_quality": "cdul_fast.label_comparison",
+    "compare_methods": "cdul_fast.training.comparison",
     "evaluate_run": "cdul_fast.evaluation",
+    "export_model": "cdul_fast.training.exporting",
     "label_images": "cdul_fast.pipeline",
     "open_run": "cdul_fast.data.run_dir",
+    "predict_photos": "cdul_fast.training.predicting",
     "relabel_run": "cdul_fast.relabelling",
     "sweep": "cdul_fast.sweeps",
+    "train_on_run": "cdul_fast.training.runner",
     "write_report": "cdul_fast.reporting",
 }
 _SUBMODULES = ("data", "encoders", "ops", "reporting", "training")

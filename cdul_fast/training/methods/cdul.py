@@ -26,9 +26,9 @@ class CdulSettings:
             in evaluation mode, ``seen`` takes the logits of the epoch's own training steps for free.
     """
 
-    sigma: float = 0.3
-    step: float = 0.1
-    warmup: int = 5
+    sigma: float = 0.95
+    step: float = 0.2
+    warmup: int = 10
     interval: int = 1
     source: str = "sweep"
 

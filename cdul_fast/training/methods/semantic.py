@@ -56,7 +56,10 @@ class SemanticHead(nn.Module):
 
     def classify(self, class_features: Tensor) -> Tensor:
         """[B, C, F] class features to [B, C] logits."""
-        return (class_features * self.weight).sum(dim=-1) + self.bias
+        # A product per class, not a multiplication by [C, F] and a sum: OpenVINO 2026.4 fuses the latter into
+        # the layer before and broadcasts it wrongly.
+        products = torch.bmm(class_features.transpose(0, 1), self.weight[:, :, None])
+        return products.squeeze(-1).transpose(0, 1) + self.bias
 
     def forward(self, maps: Tensor) -> Output:
         """[B, D, h, w] feature maps to logits and class features."""

@@ -52,7 +52,8 @@ class CoOccurrence(nn.Module):
         """[B, C, F] class features to [B, C, C] logits."""
         given: Tensor = self.given(features)
         asked: Tensor = self.asked(features)
-        return torch.bmm(given, asked.transpose(1, 2)) * self.scale
+        pairs: Tensor = torch.bmm(given, asked.transpose(1, 2)) * self.scale
+        return pairs
 
 
 class Sst(Method):

@@ -1,0 +1,166 @@
+"""The training set: photos, soft labels and truth of a run, and photos to evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cdul_fast.data.paths import show_path
+from cdul_fast.data.run_dir import Run
+from cdul_fast.data.sources import open_source
+from cdul_fast.data.truth import Truth, align, load_truth, match_classes, target_matrix
+from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.pseudo_labels import LabelSettings, soft_labels
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The ok photos of a run.
+
+    Attributes:
+        photos: [N] files.
+        paths: [N] as the run names them.
+        classes: [C] names.
+        soft: [N, C] float32 soft labels.
+        truth: [N, C] int8 (1, 0, -1 not to be judged or seen), or None.
+        class_vectors: [C, E] text embeddings, or None.
+    """
+
+    photos: list[Path]
+    paths: list[str]
+    classes: tuple[str, ...]
+    soft: np.ndarray
+    truth: np.ndarray | None
+    class_vectors: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """Photos with known labels.
+
+    Attributes:
+        photos: [M] files.
+        truth: [M, C] int8.
+    """
+
+    photos: list[Path]
+    truth: np.ndarray
+
+
+def training_set(
+    run: Run,
+    *,
+    truth: str | None = None,
+    truth_split: str | None = None,
+    aggregator: str | None = None,
+    scale: float | None = None,
+    zeta: float | None = None,
+    lam: float | None = None,
+) -> TrainingSet:
+    """The training set of a labelled run.
+
+    Args:
+        run: The run.
+        truth: True labels: CSV, VOC folder, COCO file or NUS-WIDE folder; photos that it does not name count
+            as unjudged.
+        truth_split: Split of a VOC or NUS-WIDE truth.
+        aggregator: With any of the next three: recompute soft labels from the stored cosines.
+        scale: Softmax scale.
+        zeta: Bound of the aggregator.
+        lam: Fusion of global and local scores.
+
+    Raises:
+        CdulError: The run has no photo that is ok, or its photos are no files.
+        ConfigError: For a truth that does not fit.
+    """
+    paths, soft = run.scores()
+    if not paths:
+        raise CdulError(f"{show_path(run.path)} has no photo with scores to train on")
+    if any(value is not None for value in (aggregator, scale, zeta, lam)):
+        soft = rescored(run, aggregator=aggregator, scale=scale, zeta=zeta, lam=lam)
+    photos = [run.photo(path) for path in paths]
+    if not photos[0].is_file():
+        raise CdulError(
+            f"the photos of {show_path(run.path)} are not where the run says: no {show_path(photos[0])}"
+        )
+    targets = None
+    if truth is not None:
+        known = load_truth(truth, split=truth_split)
+        if not match_classes(run.classes, known.names):
+            raise ConfigError(f"{truth} and {show_path(run.path)} share no class")
+        alignment = align(paths, known, root=str(run.root))
+        if not len(alignment.rows):
+            raise ConfigError(f"{truth} and {show_path(run.path)} share no photo")
+        targets = np.full(soft.shape, -1, np.int8)
+        targets[alignment.rows] = target_matrix(known, alignment.truth_rows, run.classes)
+    texts = run.texts()
+    return TrainingSet(photos, paths, tuple(run.classes), soft, targets, texts)
+
+
+def rescored(
+    run: Run,
+    *,
+    aggregator: str | None = None,
+    scale: float | None = None,
+    zeta: float | None = None,
+    lam: float | None = None,
+) -> np.ndarray:
+    """Soft labels [N, C] of a run's ok photos with other score settings than its own."""
+    own = run.config
+    settings = LabelSettings(
+        str(aggregator or own.get("aggregator") or "cdul"),
+        float(scale or own.get("scale") or run.model.get("logit_scale") or 100.0),
+        float(own.get("zeta") or 0.0) if zeta is None else zeta,
+        float(own.get("lam") or 0.0) if lam is None else lam,
+    )
+    layout = run.view_layout
+    return np.concatenate(
+        [soft_labels(shard.cosines(), settings, view_layout=layout) for shard in run.shards]
+    )
+
+
+def _data_set(
+    file: str, known: Truth, classes: tuple[str, ...], images: str | None, split: str | None
+) -> LabelledPhotos:
+    source = open_source(file, images=images, split=split)
+    paths = [source.path(index) for index in range(len(source))]
+    alignment = align(paths, known, root=str(source.root))
+    if not len(alignment.rows):
+        raise ConfigError(f"{file}: none of its photos has labels")
+    photos = [source.root / source.names[row] for row in alignment.rows]
+    return LabelledPhotos(photos, target_matrix(known, alignment.truth_rows, classes))
+
+
+def labelled_photos(
+    file: str, classes: tuple[str, ...], images: str | None = None, split: str | None = None
+) -> LabelledPhotos:
+    """Photos with labels: a CSV of ``image`` and ``labels``, or a VOC, COCO or NUS-WIDE data set.
+
+    Args:
+        file: The CSV, or the data set as label takes it.
+        classes: Order of the classes.
+        images: Folder the names count from; without it the CSV's own, or the folder of the CSV's name
+            beside it (``test/`` beside ``test.csv``).
+        split: Split of a VOC or NUS-WIDE data set.
+
+    Raises:
+        ConfigError: No photo is found, or no class is shared.
+    """
+    known = load_truth(file, split=split)
+    if not match_classes(classes, known.names):
+        raise ConfigError(f"{file} shares no class with the training set")
+    path = Path(file)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return _data_set(file, known, classes, images, split)
+    folders = [Path(images)] if images is not None else [path.parent, path.with_suffix("")]
+    for folder in folders:
+        photos = [folder / name for name in known.images]
+        if photos[0].is_file():
+            absent = [photo for photo in photos if not photo.is_file()]
+            if absent:
+                raise ConfigError(f"{file}: no photo {show_path(absent[0])}")
+            return LabelledPhotos(photos, target_matrix(known, np.arange(len(photos)), classes))
+    looked = " or ".join(show_path(folder) for folder in folders)
+    raise ConfigError(f"{file}: its photos are not in {looked}; name their folder")

@@ -1,0 +1,210 @@
+"""The train command: learning, resuming after a kill, refusing changed settings, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.training.config import TrainConfig
+from cdul_fast.training.runner import train_on_run
+
+QUIET = {"quiet": True, "tensorboard": False, "cam_photos": 0, "report": False}
+
+
+def config(toy_run: Path, out: Path, **more) -> TrainConfig:
+    given = {
+        "run": str(toy_run / "run"),
+        "out": str(out),
+        "backbone": "test_vit",
+        "weights": "none",
+        "image_size": 160,
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "deterministic": True,
+        "threads": 1,
+        **QUIET,
+        **more,
+    }
+    return TrainConfig(**given)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in load_file(folder / "last.safetensors").items() if k.startswith("network.")}
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max((first[key].double() - second[key].double()).abs().max().item() for key in first)
+
+
+def test_frozen_training_learns_and_records(toy_run, tmp_path):
+    result = train_on_run(
+        config(
+            toy_run,
+            tmp_path / "m",
+            backbone="test_resnet",
+            freeze_backbone=True,
+            epochs=30,
+            truth=str(toy_run / "photos.csv"),
+            val=str(toy_run / "val.csv"),
+            lr=3e-3,
+            method_options="warmup=5,step=0.1",
+        )
+    )
+    last = result.history[-1]
+    assert len(result.history) == 30 and last["loss"] < result.history[0]["loss"]
+    assert last["map"] > 70, "colours are easy even for random features"
+    assert {"label_map", "label_positives", "label_changed", "ap", "lr"} <= last.keys()
+    stored = json.loads((tmp_path / "m" / "history.json").read_text())
+    assert stored["history"] == result.history and stored["limiting_stage"] in stored["seconds"]
+    assert {path.name for path in (tmp_path / "m").iterdir()} >= {
+        "model.json",
+        "config.json",
+        "last.safetensors",
+        "best.safetensors",
+        "backbone.safetensors",
+        "observed.npz",
+    }
+    assert len(list((tmp_path / "m").glob("latent-*.f32"))) == 1, "old versions are gone"
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["cdul", "role", "ll_cp"])
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_kill_at_any_step_changes_nothing(toy_run, tmp_path, monkeypatch, method, stop):
+    from cdul_fast.training.loop import Loop
+
+    options = "warmup=1,source=seen" if method == "cdul" else None
+    same = {"method": method, "epochs": 2, "flip": True, "crop_scale": 0.5, "checkpoint_every": 1}
+    if method == "cdul":
+        same["ema"] = 0.9
+    if method == "ll_cp":
+        same["truth"] = str(toy_run / "photos.csv")
+    train_on_run(config(toy_run, tmp_path / "whole", method_options=options, **same))
+
+    done = [0]
+    real = Loop._step
+
+    def step(self, made):
+        if done[0] == stop:
+            raise Killed
+        done[0] += 1
+        real(self, made)
+
+    monkeypatch.setattr(Loop, "_step", step)
+    broken = config(toy_run, tmp_path / "broken", method_options=options, **same)
+    with pytest.raises(Killed):
+        train_on_run(broken)
+    monkeypatch.setattr(Loop, "_step", real)
+    result = train_on_run(broken)
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "broken")) == 0.0
+    whole = json.loads((tmp_path / "whole" / "history.json").read_text())["history"]
+    assert [e["loss"] for e in whole] == [e["loss"] for e in result.history]
+    if method == "cdul":
+        first, second = (next((tmp_path / n).glob("latent-*.f32")) for n in ("whole", "broken"))
+        assert first.name == second.name and first.read_bytes() == second.read_bytes()
+
+
+def test_a_finished_model_is_left_as_it_is(toy_run, tmp_path):
+    settings = config(toy_run, tmp_path / "m", epochs=1)
+    first = train_on_run(settings)
+    before = (tmp_path / "m" / "last.safetensors").read_bytes()
+    assert train_on_run(settings).history == first.history
+    assert (tmp_path / "m" / "last.safetensors").read_bytes() == before
+
+
+def test_changed_settings_are_named_and_overwrite_starts_again(toy_run, tmp_path):
+    train_on_run(config(toy_run, tmp_path / "m", epochs=1))
+    with pytest.raises(ConfigError, match=r"lr 0\.001, now it is 0\.1"):
+        train_on_run(config(toy_run, tmp_path / "m", epochs=1, lr=0.1))
+    train_on_run(config(toy_run, tmp_path / "m", epochs=1, lr=0.1, overwrite=True))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("x")
+    with pytest.raises(CdulError, match="not a model directory"):
+        train_on_run(config(toy_run, tmp_path / "other", overwrite=True))
+    assert (tmp_path / "other" / "mine.txt").exists()
+
+
+def test_a_damaged_checkpoint_is_named(toy_run, tmp_path):
+    settings = config(toy_run, tmp_path / "m", epochs=1)
+    train_on_run(settings)
+    (tmp_path / "m" / "last.safetensors").write_bytes(b"broken")
+    with pytest.raises(CdulError, match=r"last\.safetensors is missing or damaged"):
+        train_on_run(settings)
+
+
+def test_budgets_are_stored_and_need_truth(toy_run, tmp_path):
+    with pytest.raises(ConfigError, match="observe one needs the true labels"):
+        train_on_run(config(toy_run, tmp_path / "a", method="ll_r"))
+    train_on_run(config(toy_run, tmp_path / "b", method="ll_r", truth=str(toy_run / "photos.csv"), epochs=1))
+    with np.load(tmp_path / "b" / "observed.npz") as kept:
+        assert kept["budget"] == "one" and (kept["observed"].sum(1) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"method": "x"}, "--method wants"),
+        ({"out": None}, "--out is missing"),
+        ({"run": None}, "run directory is missing"),
+        ({"lr": -1.0}, "--lr wants"),
+        ({"crop_scale": 0.0}, "--crop-scale wants"),
+        ({"method_options": "sigma"}, "--method-options wants name=value"),
+        ({"compile": True, "freeze_backbone": True}, "--compile"),
+    ],
+)
+def test_wrong_settings_name_the_flag(given, named):
+    with pytest.raises(ConfigError, match=named):
+        TrainConfig(**{"run": "r", "out": "o", **given})
+
+
+def test_wrong_method_settings_and_photos_are_user_errors(toy_run, tmp_path):
+    with pytest.raises(ConfigError, match="no setting 'sgma'"):
+        train_on_run(config(toy_run, tmp_path / "a", method_options="sgma=1"))
+    with pytest.raises(ConfigError, match="overshoot"):
+        train_on_run(config(toy_run, tmp_path / "b", method_options="sigma=0.1,step=0.6"))
+    with pytest.raises(ConfigError, match="neither a timm model"):
+        train_on_run(config(toy_run, tmp_path / "c", backbone="nosuchnet"))
+
+
+@pytest.mark.parametrize("method", ["cdul", "epr", "role", "sarb"])
+def test_two_processes_equal_one(toy_run, tmp_path, method):
+    """EPR's penalty, ROLE's labels and SARB's blends need the whole batch; CDUL's labels are sharded."""
+    arguments = [
+        str(toy_run / "run"), "--backbone", "test_vit", "--weights", "none", "--image-size", "160",
+        "--epochs", "2", "--batch-size", "9", "--lr", "1e-3", "--method", method, "--deterministic",
+        "--optimizer", "sgd", "--no-tensorboard", "--cam-photos", "0", "--no-report", "--quiet",
+        "--threads", "1", "--truth", str(toy_run / "photos.csv"),
+    ]  # fmt: skip
+    if method == "cdul":
+        arguments += ["--method-options", "warmup=1"]
+    if method == "sarb":
+        arguments += ["--method-options", "start=1,refresh=1,width=8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [sys.executable, "-m", "cdul_fast.train", *arguments]
+    subprocess.run([*command, "--out", str(one)], check=True, env=environment, timeout=280)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*torchrun, "-m", "cdul_fast.train", *arguments, "--out", str(two)],
+        check=True,
+        env=environment,
+        timeout=280,
+    )
+    assert largest_difference(weights(one), weights(two)) < 1e-4
+    if method == "cdul":
+        first, second = (np.fromfile(next(f.glob("latent-*.f32")), "<f4") for f in (one, two))
+        assert np.abs(first - second).max() < 1e-4
