@@ -28,7 +28,7 @@ class Timing:
 class Race:
     """Times several ways to do one job, in turn, and keeps the figures with the benchmark's JSON record.
 
-    Our own way is timed by pytest-benchmark; every rival is timed just before each of its rounds.
+    pytest-benchmark keeps the record; the times are taken here, since its rounds know one contestant only.
     """
 
     def __init__(self, benchmark: Any) -> None:
@@ -51,29 +51,35 @@ class Race:
         Args:
             ours: our way; the results must have been compared by the caller before.
             rivals: name -> a rival's way.
-            rounds: how often each is timed.
+            rounds: how many turns each has.
             target: rival -> how many times faster than it we mean to be.
             notes: anything to keep beside the figures, such as largest differences.
             missing: rivals that are not installed here.
             subject: what our side is called in the tables.
-            warmup: untimed calls of each before.
+            warmup: untimed calls of each before; 0 where one call takes seconds.
         """
-        seconds: dict[str, list[float]] = {name: [] for name in rivals}
-        for call in (*rivals.values(), ours):
-            for _ in range(warmup):
-                call()
+        turns = {name: _turn(call, warmup) for name, call in {subject: ours, **rivals}.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in turns}
+
+        def turn(name: str) -> None:
+            call, count = turns[name]
+            seconds[name].append(_timed(call, count))
 
         def rivals_turn() -> None:
-            for name, call in rivals.items():
-                seconds[name].append(_timed(call))
+            for name in rivals:
+                turn(name)
 
-        self._benchmark.pedantic(ours, setup=rivals_turn, rounds=rounds, iterations=1)
-        own = list(self._benchmark.stats.stats.data)
-        timings = {subject: _summary(own), **{name: _summary(values) for name, values in seconds.items()}}
+        self._benchmark.pedantic(turn, args=(subject,), rounds=1)
+        for _ in range(rounds - 1):
+            rivals_turn()
+            turn(subject)
+        rivals_turn()
+        timings = {name: _summary(values) for name, values in seconds.items()}
         ratios = {name: timings[name].median / timings[subject].median for name in rivals}
         self._benchmark.extra_info.update(
             subject=subject,
             timings={name: asdict(timing) for name, timing in timings.items()},
+            calls_a_turn={name: count for name, (_, count) in turns.items()},
             ratios=ratios,
             targets=dict(target or {}),
             missing=list(missing),
@@ -88,13 +94,28 @@ def race(benchmark: Any) -> Race:
     return Race(benchmark)
 
 
-def _timed(call: Contestant) -> float:
+# A turn of short calls is a burst: what is timed is a call among its like, not the waking of a core.
+_TURN_SECONDS = 0.02
+
+
+def _turn(call: Contestant, warmup: int) -> tuple[Contestant, int]:
+    """The call, and how many of it fill a turn."""
+    if warmup == 0:
+        return call, 1
+    for _ in range(warmup):
+        call()
+    return call, max(1, min(1000, int(_TURN_SECONDS / _timed(call, 1))))
+
+
+def _timed(call: Contestant, count: int) -> float:
+    """Seconds a call, over ``count`` calls in a row."""
     gc.collect(0)
     gc.disable()
     try:
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
     finally:
         gc.enable()
 
