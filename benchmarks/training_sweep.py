@@ -4,7 +4,7 @@
 
 Trials are judged on validation parts of the training photos, by truth; the test photos are not read. Linear
 heads of all trials of a method are trained side by side, as one matrix product a step, which is the same
-arithmetic as one by one (tests/training/test_sweep.py) at a fraction of the time.
+arithmetic as one by one at a fraction of the time.
 """
 
 from __future__ import annotations

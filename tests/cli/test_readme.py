@@ -39,13 +39,13 @@ def _run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_commands(root: Path, place: Path) -> None:
-    """What needs weights from a hub is planned or resolved only; the rest runs on a run of the embedded model."""
+    """What needs weights from a hub is only planned; the rest runs on a run of the embedded model."""
     commands = _commands((root / "README.md").read_text())
     assert len(commands) >= 5
     label = shlex.split("python -m cdul_fast.label photos/ --model tiny --out run/ --quiet")
     assert _run(label, place).returncode == 0
     harmless = {"label": ["--dry-run", "--overwrite"]}
-    harmless |= dict.fromkeys(("train", "predict", "export"), ["--print-config"])
+    harmless |= {name: ["--print-config"] for name in ("train", "predict", "export")}
     for command in commands:
         done = _run([*command, *harmless.get(command[2].removeprefix("cdul_fast."), [])], place)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"

@@ -17,7 +17,7 @@ import torch
 from clip_models import SIZE, make_folder, model_config, random_weights, views
 from safetensors.torch import save_file
 
-from cdul_fast import cache
+from cdul_fast.cache import log as cache_log
 from cdul_fast.encoders import create_encoder, tiny_classes
 from cdul_fast.encoders.source import find_model, load_model
 from cdul_fast.errors import CdulError, ConfigError
@@ -206,7 +206,7 @@ def test_conversions_are_kept_and_damaged_ones_made_again(
     assert again == fingerprint and (same == rows).all()
     said: list[str] = []
     # Not through caplog: libraries that other tests load silence loggers for the whole process.
-    monkeypatch.setattr(cache.log, "warning", lambda line, *values: said.append(line % values))
+    monkeypatch.setattr(cache_log, "warning", lambda line, *values: said.append(line % values))
     content = entry.joinpath("model.bin").read_bytes()
     middle = len(content) // 2
     for damaged in (
