@@ -1,7 +1,8 @@
 """Turns ``benchmarks/results/*.json`` into the tables of ``benchmarks/README.md`` and of ``README.md``.
 
 ``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
-``<!-- /bench -->`` in both files; NAME is ``all``, or a test's module such as ``crops``.
+``<!-- /bench -->`` in both files; NAME is ``all``, ``summary`` (the rows with a
+target), or a test's module such as ``crops``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def section(record: dict[str, Any], name: str) -> str:
     for bench in record["benchmarks"]:
         module = re.search(r"test_(\w+)\.py", bench["fullname"])
         by_module.setdefault(module[1] if module else "other", []).append(bench)
+    if name == "summary":
+        aimed = [bench for bench in record["benchmarks"] if bench["extra_info"].get("targets")]
+        return "\n" + table(aimed, only_targets=True) + "\n" + machine(record)
     if name != "all":
         return "\n" + table(by_module.get(name, [])) + "\n" + machine(record)
     parts = [machine(record)]
@@ -48,7 +52,7 @@ def machine(record: dict[str, Any]) -> str:
     )
 
 
-def table(benches: list[dict[str, Any]]) -> str:
+def table(benches: list[dict[str, Any]], only_targets: bool = False) -> str:
     """A row a rival: its time, ours, the ratio, and the target where there is one."""
     rows = ["| case | ours, ms | against | ms | ratio | target |", "|---|---|---|---|---|---|"]
     for bench in benches:
@@ -59,12 +63,15 @@ def table(benches: list[dict[str, Any]]) -> str:
         own = extra["timings"][extra["subject"]]
         for rival, ratio in extra["ratios"].items():
             target = extra["targets"].get(rival)
+            if only_targets and target is None:
+                continue
             verdict = "" if target is None else f"{target:.2f} {'met' if ratio >= target else '**missed**'}"
             rows.append(
                 f"| {case(bench)} | {spread(own)} | {rival} | {spread(extra['timings'][rival])} "
                 f"| {ratio:.2f} | {verdict} |"
             )
-        rows += [f"| {case(bench)} | | {name} | not installed | | |" for name in extra["missing"]]
+        if not only_targets:
+            rows += [f"| {case(bench)} | | {name} | not installed | | |" for name in extra["missing"]]
     return "\n".join(rows) + "\n"
 
 
