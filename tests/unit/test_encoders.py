@@ -133,9 +133,15 @@ def test_company_and_threads_change_nothing(
 
 
 def test_torch_pads_to_one_shape(models: dict[str, Path]) -> None:
+    from cdul_fast.encoders.torch_clip import TorchEncoder
+
     encoder = create_encoder(str(models["resnet"]), backend="torch")
+    assert isinstance(encoder, TorchEncoder)
     pixels = views(50)
+    shapes = set()
+    encoder.image_tower().register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape)))
     rows = encoder.embed_images(pixels)
+    assert shapes == {(encoder.batch, 3, SIZE, SIZE)}
     assert np.abs(encoder.embed_images(pixels[45:]) - rows[45:]).max() <= tolerances.SAME_PASS
 
 
