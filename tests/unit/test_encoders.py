@@ -104,9 +104,10 @@ def test_bf16_stays_near_fp32(models: dict[str, Path], cache: Path, kind: str) -
     rows = narrow.embed_images(pixels.bfloat16())
     assert cosines(rows, truth).min() > tolerances.BF16_COSINE
     # bfloat16 is really used, and its bits are taken in whatever they come.
-    assert (
-        rows != create_encoder(str(models[kind]), precision="fp32", cache_dir=cache).embed_images(pixels)
-    ).any()
+    # More than the rounding of the pixels tells the two apart.
+    wide = create_encoder(str(models[kind]), precision="fp32", cache_dir=cache)
+    same_pixels = wide.embed_images(pixels.bfloat16().float())
+    assert cosines(rows, same_pixels).min() < tolerances.OPENVINO_FP32_COSINE
     assert (narrow.embed_images(pixels) == rows).all()
     assert (narrow.embed_images(pixels.numpy()) == rows).all()
     assert (narrow.embed_images(pixels.bfloat16().view(torch.uint16).numpy()) == rows).all()
