@@ -9,18 +9,15 @@ SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pyca
 
 .PHONY: demo test compare lint bench bench-quick clean
 
-# The dependencies, then the package: a change to the package alone does not resolve the dependencies again.
-$(VENV)/.dependencies: pyproject.toml $(NATIVE_SOURCES)
+# One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
+$(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet '.[test,tensorrt]'
-	touch $@ $(VENV)/.installed
-
-$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(PY) -m pip install --quiet --no-deps .
+	$(PY) -m pip install --quiet $(if $(filter pyproject.toml,$?),'.[test,tensorrt]',--no-deps .)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.dependencies
-	$(PY) -m pip install --quiet '.[dev]'
+# By name, not by path: pip takes the extras of the installed package and does not compile it again.
+$(VENV)/.dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet 'cdul_fast[dev]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -34,7 +31,7 @@ test: $(VENV)/.installed
 
 # Needs the real data beside the clone; see configs/compare_voc12_photos.yaml.
 compare: $(VENV)/.installed
-	$(PY) -m pip install --quiet '.[offline]'
+	$(PY) -m pip install --quiet 'cdul_fast[offline]'
 	$(PY) -m cdul_fast.compare configs/compare_voc12_photos.yaml
 
 lint: $(VENV)/.dev
@@ -44,7 +41,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(PY) -m pip install --quiet '.[bench]'
+	$(PY) -m pip install --quiet 'cdul_fast[bench]'
 	touch $@
 
 bench: $(VENV)/.bench
