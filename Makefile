@@ -7,7 +7,7 @@ DEMO   := build/demo-run
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test compare lint bench bench-quick clean
+.PHONY: demo test compare lint bench bench-quick ptxas gpu-check clean
 
 # One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
 $(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
@@ -51,6 +51,10 @@ bench: $(VENV)/.bench
 
 bench-quick: $(VENV)/.bench
 	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --quick
+
+# Registers, shared memory and spills of every kernel; needs nvcc and no GPU.
+ptxas:
+	$(PYTHON) scripts/ptxas_report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info cdul_fast/_native*.so

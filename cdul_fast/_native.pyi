@@ -65,3 +65,59 @@ def crop_resize(
     out: int,
     threads: int,
 ) -> None: ...
+
+# In builds with CUDA only: device pointers, and a stream as an integer.
+def cuda_aggregate(
+    cosines: int,
+    images: int,
+    views: int,
+    classes: int,
+    aggregator: int,
+    scale: float,
+    zeta: float,
+    lam: float,
+    scores: int,
+    stream: int,
+) -> None: ...
+def cuda_aggregate_embeddings(
+    embeddings: int,
+    type: int,
+    texts: int,
+    images: int,
+    views: int,
+    classes: int,
+    dim: int,
+    aggregator: int,
+    scale: float,
+    zeta: float,
+    lam: float,
+    low_precision: bool,
+    scores: int,
+    cosines: int,
+    stream: int,
+) -> None: ...
+def cuda_label_step(
+    latent: int,
+    logits: int,
+    rows: int,
+    n_rows: int,
+    columns: int,
+    sigma: float,
+    step: float,
+    stream: int,
+) -> None: ...
+def cuda_plan_crops(
+    images: list[tuple[int, int, int, int]],
+    boxes: int,
+    count: int,
+    box_width: int,
+    fits: int,
+    fits_count: int,
+    size: int,
+    type: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> tuple[bytes, bytes]: ...
+def cuda_crop_resize(
+    views: int, tables: int, count: int, size: int, type: int, out: int, stream: int
+) -> None: ...

@@ -10,6 +10,7 @@ constexpr int kLines = 32;               // source rows (or columns) in shared m
 constexpr int kThreads = kTile * kTile;  // an output pixel each, all three channels
 static_assert(kLines * kTile == kThreads, "one result of the first pass per thread");
 constexpr int32_t kHalf = 1 << (kCoeffBits - 1);
+constexpr int kStore = 16;  // bytes a thread stores at once where rows begin at multiples of them
 
 struct Windows {
   const int32_t *start, *length, *coeffs;
@@ -29,13 +30,17 @@ __device__ inline int32_t clipped(int32_t sum) {
 __device__ inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 __device__ inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-// A block makes a tile of one view. `first` is the axis resized first: its results, uint8 as in Pillow, pass
-// through shared memory some lines at a time, and every thread adds to its pixel what those lines give along
-// the other axis. Integer sums, so their order does not matter and the result equals the CPU's to the bit.
+// A block makes a tile of one view. `first` is the axis resized first: its results, uint8 as in Pillow and
+// the three of a pixel in one word, pass through shared memory some lines at a time, and every thread adds to
+// its pixel what those lines give along the other axis. Integer sums, so their order does not matter and the
+// result equals the CPU's to the bit. The finished tile lies in shared memory once more, so that it leaves in
+// stores of 16 bytes where `wide`: size * sizeof(T) and the address of `out` are multiples of 16.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    crop_resize_kernel(const CropView* views, const int32_t* tables, int32_t size, T* out) {
-  __shared__ uint8_t lines[3][kLines][kTile];
+    crop_resize_kernel(const CropView* views, const int32_t* tables, int32_t size, bool wide, T* out) {
+  constexpr int kPerStore = kStore / sizeof(T), kRowStores = kTile / kPerStore;
+  __shared__ uint32_t lines[kLines][kTile];  // red, green << 8, blue << 16
+  __shared__ uint4 finished[3][kTile][kRowStores];
 
   const int32_t tiles = (size + kTile - 1) / kTile;
   const int64_t index = blockIdx.x / (tiles * tiles);
@@ -76,24 +81,43 @@ __global__ void __launch_bounds__(kThreads)
         green += pixel[1] * weights[t];
         blue += pixel[2] * weights[t];
       }
-      lines[0][line][line_at] = static_cast<uint8_t>(clipped(red));
-      lines[1][line][line_at] = static_cast<uint8_t>(clipped(green));
-      lines[2][line][line_at] = static_cast<uint8_t>(clipped(blue));
+      lines[line][line_at] = static_cast<uint32_t>(clipped(red) | clipped(green) << 8 | clipped(blue) << 16);
     }
     __syncthreads();
-    for (int32_t l = larger(start, l0); l < smaller(end, l0 + kLines); ++l)
-      for (int channel = 0; channel < 3; ++channel)
-        sums[channel] += lines[channel][l - l0][at] * coeffs[l - start];
+    for (int32_t l = larger(start, l0); l < smaller(end, l0 + kLines); ++l) {
+      const uint32_t rgb = lines[l - l0][at];
+      const int32_t weight = coeffs[l - start];
+      sums[0] += static_cast<int32_t>(rgb & 255) * weight;
+      sums[1] += static_cast<int32_t>(rgb >> 8 & 255) * weight;
+      sums[2] += static_cast<int32_t>(rgb >> 16) * weight;
+    }
     __syncthreads();  // the lines are overwritten next
   }
 
   const int32_t out_x = tile_x + fast, out_y = tile_y + slow;
-  if (out_x >= size || out_y >= size) return;
   const int32_t kept_x = out_x - view.out_column, kept_y = out_y - view.out_row;
   const bool kept = kept_x >= 0 && kept_x < view.columns.count && kept_y >= 0 && kept_y < view.rows.count;
-  for (int channel = 0; channel < 3; ++channel) {
-    const int32_t bits = tables[channel * 256 + (kept ? clipped(sums[channel]) : 0)];
-    out[((index * 3 + channel) * size + out_y) * size + out_x] = static_cast<T>(bits);
+  T bits[3];
+  for (int channel = 0; channel < 3; ++channel)
+    bits[channel] = static_cast<T>(tables[channel * 256 + (kept ? clipped(sums[channel]) : 0)]);
+
+  out += index * 3 * size * size;
+  if (!wide) {  // the same for all threads; neighbours still store side by side
+    if (out_x < size && out_y < size)
+      for (int channel = 0; channel < 3; ++channel)
+        out[(int64_t{channel} * size + out_y) * size + out_x] = bits[channel];
+    return;
+  }
+  for (int channel = 0; channel < 3; ++channel)
+    reinterpret_cast<T*>(finished[channel][slow])[fast] = bits[channel];
+  __syncthreads();
+  for (int i = threadIdx.x; i < 3 * kTile * kRowStores; i += kThreads) {
+    const int32_t part = i % kRowStores, row = i / kRowStores % kTile, channel = i / kRowStores / kTile;
+    const int32_t x = tile_x + part * kPerStore, y = tile_y + row;
+    // Never half inside: the size is a multiple of kPerStore.
+    if (x < size && y < size)
+      *reinterpret_cast<uint4*>(out + (int64_t{channel} * size + y) * size + x) =
+          finished[channel][row][part];
   }
 }
 
@@ -103,8 +127,9 @@ void launch_for(const CropView* views, const int32_t* tables, int64_t count, int
   const int64_t tiles = (size + kTile - 1) / kTile;
   if (count * tiles * tiles > 0x7fffffff)
     throw std::invalid_argument("crop_resize: too many views for one launch");
+  const bool wide = size * sizeof(T) % kStore == 0 && reinterpret_cast<uintptr_t>(out) % kStore == 0;
   launch("crop_resize", crop_resize_kernel<T>, count * tiles * tiles, kThreads, 0, stream, views, tables,
-         static_cast<int32_t>(size), static_cast<T*>(out));
+         static_cast<int32_t>(size), wide, static_cast<T*>(out));
 }
 
 }  // namespace

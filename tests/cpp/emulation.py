@@ -104,13 +104,17 @@ def line_coverage(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 class Guarded:
-    """An array between poisoned margins: NaN for floats, 0xff bytes otherwise."""
+    """An array between poisoned margins: NaN for floats, 0xff bytes otherwise.
 
-    def __init__(self, shape: Sequence[int], dtype: np.dtype | type) -> None:
+    It begins ``shift`` elements after a multiple of 16 bytes, as torch's memory does with 0.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype | type, shift: int = 0) -> None:
         self.dtype = np.dtype(dtype)
         count = int(np.prod(shape))
-        self.memory = np.full((count + 2 * GUARD) * self.dtype.itemsize, 0xFF, dtype=np.uint8)
-        start = GUARD * self.dtype.itemsize
+        memory = np.full((count + 2 * GUARD + shift) * self.dtype.itemsize + 16, 0xFF, dtype=np.uint8)
+        self.memory = memory[-memory.ctypes.data % 16 :][: len(memory) - 16]
+        start = (GUARD + shift) * self.dtype.itemsize
         self.array = self.memory[start : start + count * self.dtype.itemsize].view(self.dtype).reshape(shape)
 
     def margins_whole(self) -> bool:
@@ -227,6 +231,7 @@ def check_crop_resize(
     boxes: Sequence[Sequence[int]] | None = None,
     dtype: str = "float32",
     fit: str = "center_crop",
+    shift: int = 0,
 ) -> None:
     pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     corners = np.array([[0, 0, width, height]] if boxes is None else boxes, dtype=np.int64)
@@ -234,7 +239,7 @@ def check_crop_resize(
     mean = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
     std = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
     width_of = {"float32": np.uint32, "uint8": np.uint8}.get(dtype, np.uint16)
-    out = Guarded((len(corners), 3, size, size), width_of)
+    out = Guarded((len(corners), 3, size, size), width_of, shift)
     call(
         library.emulated_crop_resize, guarded(pixels), height, width, 3 * width,
         np.ascontiguousarray(np.hstack([corners, fits])), len(corners), size,

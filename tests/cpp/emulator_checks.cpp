@@ -40,6 +40,11 @@ __global__ void dynamic_memory(float* seen) {
   memory[threadIdx.x] = 1.f;
 }
 
+__global__ void store_16_bytes(unsigned char* to) {
+  alignas(16) const uint4 value = {1, 2, 3, 4};
+  *reinterpret_cast<uint4*>(to) = value;
+}
+
 template <class... P>
 cudaError_t run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared, P... arguments) {
   void* pointers[] = {&arguments...};
@@ -71,6 +76,9 @@ extern "C" const char* emulator_failures(int order) {
   std::vector<float> seen(2);
   expect(run(dynamic_memory, 2, 1, 16, seen.data()) == cudaSuccess, "dynamic shared memory");
   expect(seen[0] != seen[0] && seen[1] != seen[1], "dynamic shared memory is poisoned before every block");
+  alignas(16) unsigned char bytes[32] = {};
+  expect(run(store_16_bytes, 1, 1, 0, bytes + 0) == cudaSuccess && bytes[4] == 2, "a store of 16 bytes");
+  expect(run(store_16_bytes, 1, 1, 0, bytes + 4) == cudaErrorMisalignedAddress, "a misaligned store");
   int nothing = 0;
   expect(run(part_ways, 1, 32, 0, &nothing) == cudaErrorLaunchFailure, "different barriers are an error");
   expect(run(exchange, 1, 1025, 0, &nothing) == cudaErrorInvalidConfiguration, "too many threads");

@@ -27,4 +27,12 @@ int main() {
   const CropResizeParams crop = {&image, &box, 1, size, PixelType::uint8, {}, {1, 1, 1}, out.data(), 1};
   const cuda::CropPlan plan = cuda::plan_crops(crop);
   cuda::crop_resize(plan.views.data(), plan.tables.data(), 1, size, crop.type, out.data(), nullptr);
+
+  const int64_t wide = 36;  // stored 16 bytes at a time
+  std::vector<float> words(3 * wide * wide);
+  const CropResizeParams wide_crop = {&image,    &box,         1, wide, PixelType::float32, {},
+                                      {1, 1, 1}, words.data(), 1};
+  const cuda::CropPlan wide_plan = cuda::plan_crops(wide_crop);
+  cuda::crop_resize(wide_plan.views.data(), wide_plan.tables.data(), 1, wide, wide_crop.type, words.data(),
+                    nullptr);
 }

@@ -84,6 +84,16 @@ def test_crop_resize_types(device, dtype, size):
     emulation.check_crop_resize(device, 61, 90, size, boxes=boxes, dtype=dtype)
 
 
+# 40 and 48 store 16 bytes at a time, their last tile narrower than the others; an output that begins between
+# multiples of 16 bytes, and 33, element by element.
+@pytest.mark.parametrize("dtype", emulation.PIXEL_TYPES)
+@pytest.mark.parametrize(("size", "shift"), [(40, 0), (48, 0), (48, 1), (33, 0)])
+def test_crop_resize_stores(device, dtype, size, shift):
+    boxes = [[0, 0, 90, 61], [3, 5, 33, 25]]
+    emulation.check_crop_resize(device, 61, 90, size, boxes=boxes, dtype=dtype, shift=shift)
+    emulation.check_crop_resize(device, 61, 90, size, boxes=boxes, dtype=dtype, shift=shift, fit="letterbox")
+
+
 def test_refusals_name_the_op(device):
     rule = emulation.rule_arguments("cdul", 1.0, 0.0, 0.0)
     one = np.empty(1, dtype=np.float32)

@@ -37,6 +37,7 @@ def check_all(library: ctypes.CDLL) -> None:
         emulation.check_label_step(library, 7, 33, some_rows=True)
         emulation.check_crop_resize(library, 90, 61, 33)
         emulation.check_crop_resize(library, 300, 60, 33)
+        emulation.check_crop_resize(library, 90, 61, 36)
 
 
 MUTATIONS = {
@@ -79,8 +80,8 @@ MUTATIONS = {
     "row off by one": ("label_step.cu", "rows[i / columns] * columns", "(rows[i / columns] + 1) * columns"),
     "no barrier after the first pass": (
         "crop_resize.cu",
-        "(clipped(blue));\n    }\n    __syncthreads();",
-        "(clipped(blue));\n    }",
+        "clipped(blue) << 16);\n    }\n    __syncthreads();",
+        "clipped(blue) << 16);\n    }",
     ),
     "no barrier before the next lines": (
         "crop_resize.cu",
@@ -92,7 +93,22 @@ MUTATIONS = {
         "first.start[p] * tap_stride",
         "(first.start[p] + 1) * tap_stride",
     ),
-    "last column unwritten": ("crop_resize.cu", "if (out_x >= size ||", "if (out_x >= size - 1 ||"),
+    "last column unwritten": ("crop_resize.cu", "if (out_x < size &&", "if (out_x < size - 1 &&"),
+    "no barrier before the tile leaves": (
+        "crop_resize.cu",
+        "bits[channel];\n  __syncthreads();",
+        "bits[channel];",
+    ),
+    "last 16 bytes of a row unwritten": (
+        "crop_resize.cu",
+        "if (x < size && y",
+        "if (x + kPerStore < size && y",
+    ),
+    "wide stores to rows that do not begin at multiples of 16 bytes": (
+        "crop_resize.cu",
+        "size * sizeof(T) % kStore == 0 &&",
+        "",
+    ),
 }
 
 

@@ -43,9 +43,15 @@ struct dim3 {
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorMisalignedAddress = 716,
+  cudaErrorLaunchFailure = 719
+};
 inline const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorInvalidConfiguration) return "invalid configuration argument";
+  if (error == cudaErrorMisalignedAddress) return "misaligned address";
   return error == cudaSuccess ? "no error" : "threads of a block wait at different barriers";
 }
 struct CUstream_st;
@@ -81,6 +87,7 @@ struct Launch {
   unsigned char* shared = nullptr;
   std::function<void()> body;
   std::vector<Thread> threads;
+  std::atomic<bool> misaligned = false;
   uint64_t slots[kMaxThreads] = {};  // what the lanes of a warp exchange
 #if defined(EMULATED_THREADS)
   std::unique_ptr<std::barrier<>> block_barrier;
@@ -95,6 +102,11 @@ struct Launch {
 inline Launch*& running() {
   static Launch* launch = nullptr;
   return launch;
+}
+
+// A GPU refuses an access of 16 bytes that does not begin at a multiple of 16; a CPU would let it pass.
+inline void check_alignment(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) running()->misaligned = true;
 }
 
 #if defined(EMULATED_THREADS)
@@ -208,6 +220,17 @@ std::function<void()> bound(void (*kernel)(P...), void** arguments, std::index_s
 
 }  // namespace emulated
 
+// No alignas: g++ would take the alignment for granted where it is to be checked.
+struct uint4 {
+  unsigned x, y, z, w;
+  uint4& operator=(const uint4& other) {
+    emulated::check_alignment(this);
+    emulated::check_alignment(&other);
+    std::memcpy(static_cast<void*>(this), &other, sizeof(uint4));
+    return *this;
+  }
+};
+
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments,
                              size_t shared_bytes, cudaStream_t) {
@@ -236,6 +259,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
         whole = emulated::run_block(launch);
       }
   emulated::running() = nullptr;
+  if (launch.misaligned) return cudaErrorMisalignedAddress;
   return whole ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
