@@ -18,6 +18,7 @@ from cdul_fast.cache import read_entry, write_entry
 from cdul_fast.encoders.base import Floats, fingerprint, unit_rows
 from cdul_fast.encoders.source import ModelSource, load_model
 from cdul_fast.encoders.text_tower import TextTower
+from cdul_fast.encoders.tracing import traceable
 from cdul_fast.errors import CdulError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def _convert(model: Any, source: ModelSource) -> Any:
     tower = ImageTower(model).eval()
     size = source.image_size
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with _traceable(), torch.inference_mode(False), torch.no_grad():
+    with traceable(), torch.inference_mode(False), torch.no_grad():
         graph = ov.convert_model(tower, example_input=example)
         expected = unit_rows(tower(example).numpy())
     graph.reshape([-1, 3, size, size])
@@ -183,21 +184,6 @@ def _import_nncf() -> Any:
     except ImportError:
         raise ConfigError("int8 needs NNCF: pip install 'cdul_fast[int8]'") from None
     return nncf
-
-
-@contextlib.contextmanager
-def _traceable() -> Iterator[None]:
-    """Attention in plain operations, and without the notices of tracing."""
-    import torch
-
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextlib.contextmanager
