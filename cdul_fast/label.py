@@ -15,23 +15,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (docs/reliability.md lists them)."""
     config = parse_config(LabelConfig, "python -m cdul_fast.label", argv, ("source",), preset_fields)
     from cdul_fast import pipeline
+    from cdul_fast.session import too_many_failures
 
     if config.dry_run:
         print(pipeline.plan(config))
         return EXIT_OK
     # Pillow warns of odd EXIF and the like, once a file; what matters is in the row of the photo.
-    warnings.filterwarnings("ignore", module=r"PIL\\..*")
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
     result = pipeline.label_images(config)
     if not config.quiet:
         print(result.summary())
-    if result.failure_rate > config.max_failure_rate:
-        print(
-            f"error: {result.failure_rate:.1%} of the photos failed, more than --max-failure-rate "
-            f"{config.max_failure_rate:.1%} allows",
-            file=sys.stderr,
-        )
-        return EXIT_FAILURES
-    return EXIT_OK
+    return EXIT_FAILURES if too_many_failures(result, config) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cdul_fast.config import LabelConfig
 from cdul_fast.data.journal import Row
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
@@ -28,6 +27,9 @@ from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
 from cdul_fast.progress import Progress
 from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
+
+if TYPE_CHECKING:
+    from cdul_fast.config import LabelConfig, PredictConfig
 
 logger = logging.getLogger("cdul_fast.label")
 
@@ -107,14 +109,20 @@ class Engine:
     """The threads of one run; `run` does the work of all pending shards."""
 
     def __init__(
-        self, config: LabelConfig, encoder: Any, texts: np.ndarray, state: RunState, stages: Stages
+        self,
+        config: LabelConfig | PredictConfig,
+        encoder: Any,
+        texts: np.ndarray,
+        state: RunState,
+        stages: Stages,
+        *,
+        views: ViewSpec,
+        scores: ScoreSpec,
     ) -> None:
         self._state, self._encoder, self._texts, self._stages = state, encoder, texts, stages
-        self._spec = ViewSpec.of(config, encoder)
-        scale = encoder.logit_scale if config.scale is None else config.scale
-        self._scores = ScoreSpec(config.aggregator, float(scale), config.zeta, config.lam)
+        self._spec, self._scores = views, scores
         self.threads = config.threads or available_cores()
-        self._keep_embeddings = config.embeddings
+        self._keep_embeddings = state.layout.dim is not None
         self._photos = config.batch_size or photos_per_batch(
             self._spec.views, self._spec.size, self._spec.dtype, max(1, encoder.batch)
         )
@@ -252,11 +260,7 @@ class Engine:
 
     def _write(self, batch: Batch, prepared: Sequence[Prepared], embeddings: np.ndarray) -> None:
         with self._stages.timed("aggregate"):
-            n_classes = len(self._texts)
-            cosines = np.zeros((0, self._spec.views, n_classes), np.float32)
-            scores = np.zeros((0, n_classes), np.float32)
-            if len(embeddings):
-                cosines, scores = score_views(embeddings, self._texts, self._scores)
+            cosines, scores = score_views(embeddings, self._texts, self._scores)
         with self._stages.timed("write"):
             rows = []
             at = 0

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
-from cdul_fast.cli import EXIT_OK, parse_config, run_main
+from cdul_fast.cli import EXIT_FAILURES, EXIT_OK, parse_config, run_main
+from cdul_fast.config import PredictConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    from cdul_fast.training.predicting import PredictConfig, predict_photos
-
+    """Run the command; returns its exit code, as label's (docs/reliability.md lists them)."""
     config = parse_config(PredictConfig, "python -m cdul_fast.predict", argv, ("model", "source"))
+    from cdul_fast.session import too_many_failures
+    from cdul_fast.training.predicting import predict_photos
+
+    # Pillow warns of odd EXIF and the like, once a file; what matters is in the row of the photo.
+    warnings.filterwarnings("ignore", module=r"PIL\..*")
     result = predict_photos(config)
     if not config.quiet:
         print(result.summary())
-    return EXIT_OK
+    return EXIT_FAILURES if too_many_failures(result, config) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ _SECONDS_BETWEEN_LINES = 5.0
 class Progress:
     """Shows photos done, photos a second, time left and failures on standard error."""
 
-    def __init__(self, total: int, kept: int = 0, failed: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self, total: int, kept: int = 0, failed: int = 0, quiet: bool = False, doing: str = "working"
+    ) -> None:
         """Begin at ``kept`` of ``total`` photos, ``failed`` of them not usable; ``quiet`` shows nothing."""
-        self._total, self._kept, self._quiet = total, kept, quiet
+        self._total, self._kept, self._quiet, self._doing = total, kept, quiet, doing
         self._done, self._failed = kept, failed
         self._start = self._last = time.monotonic()
         self._bar: Any = None
@@ -29,7 +31,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("labelling"),
+                TextColumn(self._doing),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]:.1f} images/s"),

@@ -11,9 +11,9 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from cdul_fast import __version__
-from cdul_fast.config import LabelConfig
 from cdul_fast.data.paths import one_line, show_path
 from cdul_fast.errors import CdulError
 
@@ -32,6 +32,17 @@ _PACKAGES = (
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
+class LoggedSettings(Protocol):
+    """The settings of any command."""
+
+    @property
+    def log_level(self) -> str:
+        """``debug``, ``info``, ``warning`` or ``error``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+
+
 class _LogFile(logging.FileHandler):
     """A log file that keeps silent when it cannot be written to: a full disk is reported once, elsewhere."""
 
@@ -40,7 +51,7 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def logging_to(path: Path, config: LabelConfig) -> Iterator[None]:
+def logging_to(path: Path, config: LoggedSettings) -> Iterator[None]:
     """Send this package's log to a file for the block."""
     root = logging.getLogger("cdul_fast")
     try:

@@ -144,9 +144,13 @@ def sample_views(
     return np.concatenate(found) if found else np.empty((0, *shape[1:]), np.float32)
 
 
+# In place of an aggregator: what the model gives for a photo's one view are its scores already.
+AS_GIVEN = "as given"
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoreSpec:
-    """How embeddings become scores: fields as in `cdul_fast.ops.aggregate`."""
+    """How embeddings become scores: fields as in `cdul_fast.ops.aggregate`, or the aggregator `AS_GIVEN`."""
 
     aggregator: str
     scale: float
@@ -166,9 +170,15 @@ def score_views(
         threads: At most so many threads; None for all cores.
 
     Returns:
-        Cosines float32 [n, V, C], and scores float32 [n, C].
+        Cosines float32 [n, V, C], and scores float32 [n, C]. With `AS_GIVEN`, where D is C, there are no
+        cosines: V = 0.
     """
     from cdul_fast import ops
 
+    count, views, _ = embeddings.shape
+    if spec.aggregator == AS_GIVEN:
+        return np.zeros((count, 0, len(texts)), np.float32), embeddings[:, 0]
+    if not count:
+        return np.zeros((0, views, len(texts)), np.float32), np.zeros((0, len(texts)), np.float32)
     cosines = np.asarray(ops.cosines(embeddings, texts, threads=threads))
     return cosines, np.asarray(ops.aggregate(cosines, **dataclasses.asdict(spec), threads=threads))

@@ -78,17 +78,17 @@ class Manifest:
             if name in _BY_CONTENT or name in _RESOLVED or name not in self.config:
                 continue
             if self.config[name] != new.config[name]:
-                raise self._refusal(name, self.config[name], new.config[name], folder)
+                raise self.refusal(name, self.config[name], new.config[name], folder)
         if self.root != new.root:
-            raise self._refusal("source", self.root, new.root, folder)
+            raise self.refusal("source", self.root, new.root, folder)
         if self.inputs != new.inputs:
-            raise self._refusal("source", f"{self.inputs} photos", f"{new.inputs} photos", folder)
+            raise self.refusal("source", f"{self.inputs} photos", f"{new.inputs} photos", folder)
         if self.inputs_sha256 != new.inputs_sha256:
-            raise self._refusal("source", f"{self.inputs} photos", "as many with other names", folder)
+            raise self.refusal("source", f"{self.inputs} photos", "as many with other names", folder)
         if self.classes != new.classes:
-            raise self._refusal("classes", _first(self.classes), _first(new.classes), folder)
+            raise self.refusal("classes", _first(self.classes), _first(new.classes), folder)
         if self.prompts != new.prompts:
-            raise self._refusal("classes", "other prompts", "new prompts", folder)
+            raise self.refusal("classes", "other prompts", "new prompts", folder)
 
     def check_model(self, model: dict[str, Any], folder: Path) -> None:
         """Compare the model of a run about to go on.
@@ -98,12 +98,13 @@ class Manifest:
         """
         for name in ("backend", "precision"):
             if self.model[name] != model[name]:
-                raise self._refusal(name, self.model[name], model[name], folder)
+                raise self.refusal(name, self.model[name], model[name], folder)
         if self.model["fingerprint"] != model["fingerprint"]:
-            raise self._refusal("model", "other weights", "these weights", folder)
+            raise self.refusal("model", "other weights", "these weights", folder)
 
     @staticmethod
-    def _refusal(name: str, old: Any, new: Any, folder: Path) -> ConfigError:
+    def refusal(name: str, old: Any, new: Any, folder: Path) -> ConfigError:
+        """What to raise where a run began with another value of a setting."""
         return ConfigError(
             f"the run in {show_path(folder)} began with another {name} ({_shown(old)}, now {_shown(new)}): "
             "give the old value to go on, --overwrite to start again, or another --out"
@@ -150,12 +151,15 @@ def read_manifest(folder: Path, part: tuple[int, int] | None) -> Manifest | None
         ) from None
 
 
-def shard_table_if_sound(shard: Shard, paths: Sequence[str], n_classes: int) -> Any:
+def shard_table_if_sound(
+    shard: Shard, paths: Sequence[str], n_classes: int, *, with_views: bool = True
+) -> Any:
     """The rows of a finished shard as a `pyarrow.Table`; None where it is absent, damaged or of other inputs.
 
     Both files are read whole: the pages of the labels carry checksums, and their metadata the views' one.
+    Predictions have no views (``with_views`` False).
     """
-    if not shard.labels_path.exists() or not shard.views_path.exists():
+    if not shard.labels_path.exists() or (with_views and not shard.views_path.exists()):
         return None
     try:
         table = shard.table()
@@ -164,7 +168,7 @@ def shard_table_if_sound(shard: Shard, paths: Sequence[str], n_classes: int) -> 
             return None
         if table.schema.field("scores").type.list_size != n_classes:
             return None
-        if metadata.get(b"views_sha256", b"").decode() != file_digest(shard.views_path):
+        if with_views and metadata.get(b"views_sha256", b"").decode() != file_digest(shard.views_path):
             return None
     except (CdulError, OSError, KeyError, AttributeError):
         return None

@@ -18,6 +18,8 @@ from cdul_fast.data.sinks import VIEWS_OF_GRID, info_name, labels_path, shard_na
 from cdul_fast.errors import CdulError
 
 _LABELS_FILE = re.compile(r"labels-((?:(\d+)of(\d+)-)?(\d{5,}))\.parquet")
+# What `kind` of the model in run.json says where predict made the run.
+CLASSIFIER = "classifier"
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
 _INFO_FILE = re.compile(r"(?:run|manifest)(?:-(\d+)of(\d+))?\.json")
 
@@ -146,9 +148,14 @@ class Run:
                 name = shard_name(index, own)
                 if name not in have:
                     missing.append(labels_path(self.path, name).name)
-                elif not views_path(self.path, name).exists():
+                elif self.has_views and not views_path(self.path, name).exists():
                     missing.append(views_path(self.path, name).name)
         return missing
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the run keeps cosines of views; the predictions of a classifier have none."""
+        return self.model.get("kind") != CLASSIFIER
 
     @property
     def parts(self) -> Parts:

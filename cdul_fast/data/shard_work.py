@@ -49,7 +49,15 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What every row of a run must look like: V views, C classes, D dimensions of kept embeddings or None."""
+    """What every row of a run must look like.
+
+    Attributes:
+        views: V; 0 for predictions, which have no views file.
+        classes: The C names.
+        dim: D, dimensions of the kept embeddings, or None where none are kept.
+        shard_size: Rows of a shard.
+        part: (i, n) of ``--shard i/n``.
+    """
 
     views: int
     classes: tuple[str, ...]
@@ -121,7 +129,9 @@ class RunState:
 
     def _kept_statuses(self, index: int) -> list[str]:
         shard = self._shard(index)
-        table = shard_table_if_sound(shard, self._paths(index), len(self.layout.classes))
+        table = shard_table_if_sound(
+            shard, self._paths(index), len(self.layout.classes), with_views=self.layout.views > 0
+        )
         if table is not None:
             # The journal of a complete shard is left over from a kill between the two.
             journal_path(self.folder, shard.name).unlink(missing_ok=True)
@@ -154,7 +164,9 @@ class RunState:
         """Rows of a complete shard, for a retry of those that failed."""
         shard = self._shard(index)
         table = shard.table()
-        cosines, embeddings = shard.cosines(), shard.embeddings()
+        cosines, embeddings = np.zeros((table.num_rows, 0, len(self.layout.classes)), np.float32), None
+        if self.layout.views:
+            cosines, embeddings = shard.cosines(), shard.embeddings()
         rows: dict[int, Row] = {}
         at = 0
         for number, stored in enumerate(table.to_pylist()):

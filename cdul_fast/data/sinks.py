@@ -40,7 +40,7 @@ class ShardData:
     height: np.ndarray  # [n] int32 pixels, 0 where unknown
     scores: np.ndarray  # [n_ok, C] float32
     labels: list[list[str]]  # [n], empty for rows that are not ok
-    cosines: np.ndarray  # [n_ok, V, C] float32
+    cosines: np.ndarray  # [n_ok, V, C] float32; V = 0 where there are scores alone, as in predictions
     embeddings: np.ndarray | None  # [n_ok, V, D] float16
 
 
@@ -146,6 +146,8 @@ def write_shard(
 ) -> None:
     """Write one shard: the views first, then the labels with the views' checksum in their metadata.
 
+    Rows without views make no views file.
+
     Args:
         folder: The run directory.
         name: From `shard_name`.
@@ -155,6 +157,10 @@ def write_shard(
         fingerprint: Of the encoder that made the cosines.
         view_layout: `VIEWS_OF_GRID`, or `VIEWS_OF_EXTREMES` where only extremes over the tiles are known.
     """
+    if not data.cosines.shape[1]:
+        metadata = {"fingerprint": fingerprint}
+        write_labels(folder, name, data, classes=classes, config=config, metadata=metadata)
+        return
     digest = write_views(
         views_path(folder, name),
         data.cosines,

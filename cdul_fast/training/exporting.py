@@ -14,6 +14,7 @@ from cdul_fast.cli import option
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.training.features import converted_for_cpu
 from cdul_fast.training.model_dir import Classifier, load_classifier
 
 TOLERANCE = 1e-4
@@ -141,7 +142,7 @@ def _onnx_runner(path: Path) -> Any:
 def _write_openvino(classifier: Classifier, size: int, path: Path) -> None:
     import openvino as ov
 
-    converted = ov.convert_model(classifier, example_input=torch.zeros(2, 3, size, size))
+    converted = converted_for_cpu(classifier, size)
     converted.reshape({converted.inputs[0]: ov.PartialShape([-1, 3, size, size])})
     converted.inputs[0].get_tensor().set_names({"images"})
     converted.outputs[0].get_tensor().set_names({"probabilities"})

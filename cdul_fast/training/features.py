@@ -7,6 +7,7 @@ import json
 import logging
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,12 +160,7 @@ def compile_for_cpu(
     """Convert a torch model on [batch, 3, size, size] images and compile it for the CPU."""
     import openvino as ov
 
-    training = model.training
-    model.eval()
-    try:
-        converted = ov.convert_model(model, example_input=torch.zeros(2, 3, size, size))
-    finally:
-        model.train(training)
+    converted = converted_for_cpu(model, size)
     converted.reshape({converted.inputs[0]: [batch, 3, size, size]})
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -173,6 +169,21 @@ def compile_for_cpu(
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     return ov.Core().compile_model(converted, "CPU", settings)
+
+
+def converted_for_cpu(model: nn.Module, size: int) -> Any:
+    """The OpenVINO version of a torch model on [b, 3, size, size] images, any b."""
+    import openvino as ov
+
+    training = model.training
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            # Tracing warns of its own deprecation; it is OpenVINO that calls it.
+            warnings.simplefilter("ignore")
+            return ov.convert_model(model, example_input=torch.zeros(2, 3, size, size))
+    finally:
+        model.train(training)
 
 
 def _batches(

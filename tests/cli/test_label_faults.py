@@ -90,16 +90,16 @@ def test_an_encoder_that_fails_on_everything(
 def test_photos_deleted_while_the_run_is_on(
     label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdul_fast import pipeline
+    from cdul_fast import session
 
-    opened = pipeline._open_inputs
+    opened = session.open_inputs
 
     def open_and_delete(config: cdul_fast.LabelConfig) -> object:
         source = opened(config)
         (photos / "0007.jpg").unlink()
         return source
 
-    monkeypatch.setattr(pipeline, "_open_inputs", open_and_delete)
+    monkeypatch.setattr(session, "open_inputs", open_and_delete)
     assert label(photos) == 0
     assert cdul_fast.open_run(tmp_path / "run").counts == {"missing": 1, "ok": 11}
 

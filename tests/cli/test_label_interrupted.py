@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -15,49 +14,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import (
+    ROOT,
+    assert_same_results,
+    begin,
+    complete,
+    environment,
+    kill_until_done,
+    score_bytes,
+    wait_for,
+)
 from photo_zoo import make_photos
 from stub_label import command
 
 import cdul_fast
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def environment() -> dict[str, str]:
-    # One thread a library: these small processes would only fight over the cores.
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def arguments(folder: Path, out: str, *more: str) -> list[str]:
+    given = [folder / "photos", "--classes", folder / "classes.txt", "--out", folder / out]
+    given += ["--shard-size", "40", "--batch-size", "4", "--no-report", *more]
+    return command(*given)
 
 
 def start(folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
-    arguments = [folder / "photos", "--classes", folder / "classes.txt", "--out", folder / out]
-    arguments += ["--shard-size", "40", "--batch-size", "4", "--no-report", *more]
-    return subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Where the tests run in the background Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    return begin(arguments(folder, out, *more))
 
 
 def finish(folder: Path, out: str, *more: str) -> tuple[int, str, str]:
-    process = start(folder, out, *more)
-    stdout, stderr = process.communicate(timeout=120)
-    return process.returncode, stdout, stderr
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def score_bytes(folder: Path) -> bytes:
-    column = cdul_fast.open_run(folder).table(["scores"]).column("scores").combine_chunks()
-    return bytes(column.flatten().to_numpy(zero_copy_only=False).tobytes())
+    return complete(arguments(folder, out, *more))
 
 
 @pytest.fixture(scope="module")
@@ -76,40 +60,21 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_at_random_moments(work: Path) -> None:
     """kill -9 twenty times, of runs that together do what one unbroken run does."""
-    rng = random.Random(5)
-    kept = 0
     kills = rounds = 0
     while kills < 20:
         rounds += 1
         out = f"killed-{rounds}"
-        while kills < 20:
-            process = start(work, out, "--model", "slow-0.02")
-            wait_for(work / out / "manifest.json", process)
-            time.sleep(rng.uniform(0.0, 0.9))
-            process.send_signal(signal.SIGKILL)
-            _, stderr = process.communicate(timeout=60)
-            if process.returncode == 0:
-                break  # it was done before the signal came
-            kills += 1
-            assert process.returncode == -signal.SIGKILL
-            # Rows once reported as kept are never lost again.
-            lines = [line for line in stderr.splitlines() if line.startswith("kept ")]
-            now = int(lines[0].split()[1]) if lines else 0
-            assert now >= kept or not lines
-            kept = max(kept, now)
+        kills += kill_until_done(
+            lambda out=out: start(work, out, "--model", "slow-0.02"), work / out, 20 - kills, seed=rounds
+        )
         code, _, stderr = finish(work, out, "--model", "slow-0.02")
         assert code == 0, stderr
         assert "kept" in stderr, "nothing survived all these kills"
-        kept = 0
-        assert score_bytes(work / out) == score_bytes(work / "whole")
-        columns = ["path", "status", "error", "width", "height", "labels"]
+        assert_same_results(work / out, work / "whole")
         run, whole = cdul_fast.open_run(work / out), cdul_fast.open_run(work / "whole")
-        assert run.table(columns).to_pylist() == whole.table(columns).to_pylist()
         for shard, other in zip(run.shards, whole.shards, strict=True):
             np.testing.assert_array_equal(shard.cosines(), other.cosines())
             np.testing.assert_array_equal(shard.embeddings(), other.embeddings())
-        left = [p.name for p in (work / out).iterdir() if p.name.startswith((".tmp", "journal"))]
-        assert left == []
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
