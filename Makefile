@@ -7,7 +7,7 @@ DEMO   := build/demo-run
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test compare lint bench bench-quick ptxas gpu-check clean
+.PHONY: demo test compare lint sanitize bench bench-quick ptxas gpu-check clean
 
 # One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
 $(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
@@ -39,6 +39,10 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+# Native code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize: $(VENV)/.dev
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m scripts.sanitize
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[bench]'

@@ -262,6 +262,14 @@ class LabelConfig:
         example="--batch-size 16",
         free=True,
     )
+    photo_timeout: float = option(
+        60.0,
+        "a photo that is not read and decoded in this time gets the status timeout, and the run goes on",
+        group=_RUNNING,
+        unit="s",
+        example="--photo-timeout 10",
+        free=True,
+    )
     max_failure_rate: float = option(
         1.0,
         "exit code 3 when a larger share of the photos failed",
@@ -380,6 +388,7 @@ class PredictConfig:
     batch_size: int | None = _as_label(
         "batch_size", help="photos scored together; without it what the model likes"
     )
+    photo_timeout: float = _as_label("photo_timeout")
     max_failure_rate: float = _as_label("max_failure_rate")
     quiet: bool = _as_label("quiet")
     log_level: Literal["debug", "info", "warning", "error"] = _as_label("log_level")
@@ -446,6 +455,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("shard_size", 1, 1_000_000),
     ("threads", 1, 1024),
     ("batch_size", 1, 65_536),
+    ("photo_timeout", 0.01, 86_400),
     ("max_failure_rate", 0.0, 1.0),
 )
 

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from cdul_fast.data.shard_work import Batch, RunState
 from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
 from cdul_fast.progress import Progress
+from cdul_fast.readers import Claim, ReaderThreads, Reading
 from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Engine:
         self._state, self._encoder, self._texts, self._stages = state, encoder, texts, stages
         self._spec, self._scores = views, scores
         self.threads = config.threads or available_cores()
+        self._photo_timeout = config.photo_timeout
         self._keep_embeddings = state.layout.dim is not None
         self._photos = config.batch_size or photos_per_batch(
             self._spec.views, self._spec.size, self._spec.dtype, max(1, encoder.batch)
@@ -137,7 +139,7 @@ class Engine:
         """
         done = 0
         calls = max(1, self._encoder.parallel_calls)
-        readers = ThreadPoolExecutor(self.threads, thread_name_prefix="cdul-read")
+        readers = ReaderThreads(self.threads, self._photo_timeout)
         encoders = ThreadPoolExecutor(calls, thread_name_prefix="cdul-encode")
         writer = ThreadPoolExecutor(1, thread_name_prefix="cdul-write")
         # While the first photos are read and encoded, not when the first shard is due.
@@ -146,7 +148,7 @@ class Engine:
             _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
             for _ in range(_BUFFERS_AHEAD + calls)
         )
-        reading: deque[tuple[Batch, Any, list[Future[Prepared]]]] = deque()
+        reading: deque[tuple[Batch, Any, list[Reading]]] = deque()
         encoding: deque[tuple[Batch, Any, list[Prepared], Future[tuple[np.ndarray, float]]]] = deque()
         writes: deque[Future[None]] = deque()
         batches = self._state.batches(self._photos)
@@ -160,8 +162,8 @@ class Engine:
                         buffer = free.popleft()
                         reading.append((batch, buffer, self._submit(readers, batch, buffer)))
                 if reading and len(encoding) < calls:
-                    batch, buffer, futures = reading.popleft()
-                    prepared = [future.result() for future in futures]
+                    batch, buffer, readings = reading.popleft()
+                    prepared = [readers.result(one) for one in readings]
                     encoded = encoders.submit(self._encode, prepared, buffer)
                     encoding.append((batch, buffer, prepared, encoded))
                     continue
@@ -179,7 +181,7 @@ class Engine:
             while writes:
                 writes.popleft().result()
         finally:
-            readers.shutdown(wait=False, cancel_futures=True)
+            readers.close()
             # What is with the writer gets finished, and the journal brought to disk, however the run ends.
             with contextlib.suppress(Exception):
                 writer.submit(self._state.flush).result()
@@ -188,19 +190,15 @@ class Engine:
             encoders.shutdown(wait=True, cancel_futures=True)
         return done
 
-    def _submit(self, readers: ThreadPoolExecutor, batch: Batch, buffer: Any) -> list[Future[Prepared]]:
+    def _submit(self, readers: ReaderThreads, batch: Batch, buffer: Any) -> list[Reading]:
         views = self._spec.views
         source: Source = self._state.source
-        return [
-            readers.submit(
-                prepare_photo,
-                source,
-                batch.work.start + row,
-                self._spec,
-                buffer[slot * views : (slot + 1) * views],
-            )
-            for slot, row in enumerate(batch.rows)
-        ]
+
+        def work(slot: int, row: int) -> Callable[[Claim], Prepared]:
+            out = buffer[slot * views : (slot + 1) * views]
+            return lambda claim: prepare_photo(source, batch.work.start + row, self._spec, out, claim)
+
+        return [readers.submit(work(slot, row)) for slot, row in enumerate(batch.rows)]
 
     def _count(self, prepared: Sequence[Prepared], encode_seconds: float) -> None:
         self._stages.add("encode", encode_seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,18 @@ def crop_views(pixels: np.ndarray, spec: ViewSpec, out: Any) -> None:
     )
 
 
-def prepare_photo(source: Source, index: int, spec: ViewSpec, out: Any) -> Prepared:
-    """Read, decode and crop one photo into ``out``; trouble with the photo becomes its status."""
+def prepare_photo(
+    source: Source, index: int, spec: ViewSpec, out: Any, claim: Callable[[], bool] = lambda: True
+) -> Prepared:
+    """Read, decode and crop one photo; trouble with the photo becomes its status.
+
+    Args:
+        source: Where the photo is.
+        index: Its number there.
+        spec: How it becomes views.
+        out: Where the views go, [V, 3, S, S] of the encoder's type.
+        claim: Asked right before ``out`` is written; on False it is left alone, as nobody waits any more.
+    """
     start = time.perf_counter()
     try:
         data = source.read(index)
@@ -113,7 +124,7 @@ def prepare_photo(source: Source, index: int, spec: ViewSpec, out: Any) -> Prepa
     read = time.perf_counter()
     photo: Decoded = decode_photo(data, max_pixels=spec.max_pixels, exif_rotate=spec.exif_rotate)
     decoded = time.perf_counter()
-    if photo.pixels is not None:
+    if photo.pixels is not None and claim():
         crop_views(photo.pixels, spec, out)
     end = time.perf_counter()
     return Prepared(

@@ -21,7 +21,7 @@ import numpy as np
 from cdul_fast import __version__
 
 FORMAT = 1
-STATUSES = ("ok", "missing", "decode_error", "unsupported", "too_large", "encode_error")
+STATUSES = ("ok", "missing", "decode_error", "unsupported", "too_large", "timeout", "encode_error")
 VIEWS_OF_GRID = "global+grid"
 VIEWS_OF_EXTREMES = "global,max,min"
 # Columns of few distinct values.

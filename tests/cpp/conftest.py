@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 
 import emulation
 import pytest
 
 FOLDER = pytest.StashKey()
+# In a process that runs under AddressSanitizer the library is built for it too, and coverage is left out.
+UNDER_ASAN = hasattr(ctypes.CDLL(None), "__asan_init")
+COMPILE = ["--coverage", "-DEMULATED_COVERAGE"]
+LINK = ["--coverage"]
+if UNDER_ASAN:
+    COMPILE = LINK = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 @pytest.fixture(scope="session")
 def objects(request, tmp_path_factory):
-    """Object files of the library, instrumented for coverage."""
+    """Object files of the library, instrumented."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     folder = tmp_path_factory.mktemp("emulated")
-    built = emulation.compile_objects(folder, flags=["--coverage", "-DEMULATED_COVERAGE"])
+    built = emulation.compile_objects(folder, flags=COMPILE)
     request.config.stash[FOLDER] = folder
     return built
 
 
 @pytest.fixture(scope="session")
 def library(objects, tmp_path_factory):
-    loaded = emulation.load(objects, tmp_path_factory.mktemp("library") / "emulated.so", ["--coverage"])
+    loaded = emulation.load(objects, tmp_path_factory.mktemp("library") / "emulated.so", LINK)
     yield loaded
-    loaded.emulated_write_coverage()
+    if not UNDER_ASAN:
+        loaded.emulated_write_coverage()
 
 
 @pytest.fixture(params=emulation.ORDERS)
