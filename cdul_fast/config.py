@@ -15,7 +15,9 @@ _SCORES, _LABELS, _MODEL = "Scores", "Labels", "Model"
 _OUTPUT, _RUNNING = "Output", "Running"
 
 Aggregator = Literal["global", "mean", "max", "cdul"]
-SourceFormat = Literal["auto", "folder", "glob", "list", "csv", "voc", "coco", "nus", "parquet"]
+SourceFormat = Literal[
+    "auto", "folder", "glob", "list", "csv", "voc", "coco", "nus", "parquet", "webdataset", "huggingface"
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class LabelConfig:
     source: str | None = option(
         None,
         "folder (searched recursively), glob in quotes, or a data set's file or folder: CSV or TSV, VOC "
-        "folder, COCO JSON, NUS-WIDE folder, Parquet",
+        "folder, COCO JSON, NUS-WIDE folder, Parquet, tar files of webdataset ('00{00..15}.tar'), Hugging "
+        "Face data set; also as a URL (s3://, gs://, https://)",
         group=_INPUT,
         example="photos/",
     )
@@ -51,13 +54,13 @@ class LabelConfig:
     )
     images: str | None = option(
         None,
-        "folder that the source's relative paths count from, where it is not the usual one",
+        "folder or URL that the source's relative paths count from, where it is not the usual one",
         group=_INPUT,
         example="--images train2014/",
     )
     split: str | None = option(
         None,
-        "split of a VOC or NUS-WIDE source",
+        "split of a VOC, NUS-WIDE or Hugging Face source",
         group=_INPUT,
         example="--split train",
     )
@@ -86,6 +89,22 @@ class LabelConfig:
         group=_INPUT,
         unit="pixels",
         example="--max-pixels 50000000",
+    )
+    read_timeout: float = option(
+        15.0,
+        "time that one attempt to read from a URL may take",
+        group=_INPUT,
+        unit="s",
+        example="--read-timeout 5",
+        free=True,
+    )
+    read_retries: int = option(
+        4,
+        "further attempts to read from a URL, each after twice the wait of the one before; a photo that "
+        "still cannot be read gets the status missing",
+        group=_INPUT,
+        example="--read-retries 8",
+        free=True,
     )
 
     classes: str | None = option(
@@ -361,6 +380,8 @@ class PredictConfig:
     limit: int | None = _as_label("limit", help="score only this many photos from the start")
     exif_rotate: bool = _as_label("exif_rotate", help="turn photos upright as their EXIF orientation says")
     max_pixels: int = _as_label("max_pixels")
+    read_timeout: float = _as_label("read_timeout")
+    read_retries: int = _as_label("read_retries")
 
     threshold: float = option(
         0.5,
@@ -443,6 +464,8 @@ def _check_source(config: LabelConfig | PredictConfig) -> None:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("limit", 1, 2**62),
     ("max_pixels", 1, 2**40),
+    ("read_timeout", 0.1, 86_400),
+    ("read_retries", 0, 20),
     ("grid", 1, 64),
     ("overlap", 0.0, 0.9),
     ("grid2", 0, 64),

@@ -146,7 +146,7 @@ def plan(config: LabelConfig) -> str:
     shards = -(-len(source) // config.shard_size)
     views = view_count(config.grid, config.grid2)
     lines = [
-        f"{len(source)} photos from {show_path(source.root)} ({source.kind} source)",
+        f"{len(source)} photos from {show_path(source.place)} ({source.kind} source)",
         f"{len(classes.names)} classes: {one_line(', '.join(classes.names), 100)}",
         f"{views} views a photo, {len(source) * views} in all, through {config.model} ({config.pretrained})",
         f"{shards} shards of up to {config.shard_size} rows into {show_path(config.out or '(no --out)')}",

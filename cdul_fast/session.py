@@ -25,6 +25,7 @@ from cdul_fast.data.label_columns import sets_of_photos, settle_labels
 from cdul_fast.data.lock import locked, waiting_for
 from cdul_fast.data.manifest import Manifest, inputs_digest, read_manifest
 from cdul_fast.data.paths import encode_path, one_line, show_path
+from cdul_fast.data.remote import Remote
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.shard_work import Layout, RunState, writing
 from cdul_fast.data.sinks import FORMAT, info_name, part_prefix, remove_temporaries, write_json
@@ -127,6 +128,7 @@ def open_inputs(config: LabelConfig | PredictConfig) -> Source:
         format=config.format,
         images=config.images,
         split=config.split,
+        remote=Remote(config.read_timeout, config.read_retries),
     )
 
 
@@ -222,7 +224,7 @@ class Session(ABC, Generic[Settings]):
             config=self.config.to_dict(),
             classes=list(self.classes.names),
             prompts=self.prompts(),
-            root=encode_path(str(self.source.root)),
+            root=encode_path(self.source.place),
             inputs=len(self.source),
             inputs_sha256=inputs_digest(self.source),
             model={},

@@ -32,7 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # No photo is a gigabyte; a file that large is refused unread.
-_MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30
 _ORIENTATION_TAG = 0x0112
 
 # EXIF orientation -> (transpose first, then flip up-down, then flip left-right).
@@ -92,7 +92,7 @@ def read_photo(path: str | os.PathLike[str]) -> bytes:
             raise PhotoProblem("unsupported", "a folder, not a file")
         if not stat.S_ISREG(info.st_mode):
             raise PhotoProblem("unsupported", "not a regular file")
-        if info.st_size > _MAX_FILE_BYTES:
+        if info.st_size > MAX_FILE_BYTES:
             raise PhotoProblem("too_large", f"a file of {info.st_size} bytes")
         # Only now: Python makes no file object of a folder's descriptor.
         with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:

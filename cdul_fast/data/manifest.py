@@ -24,8 +24,8 @@ _RESOLVED = frozenset({"backend", "precision"})
 
 
 def inputs_digest(source: Source) -> str:
-    """SHA-256 over the paths of all inputs, in order."""
-    digest = hashlib.sha256()
+    """SHA-256 over the paths of all inputs, in order, and over where they lie in archives."""
+    digest = hashlib.sha256(source.contents.encode())
     for name in source.names:
         digest.update(encode_path(name).encode() + b"\0")
     return digest.hexdigest()
@@ -84,7 +84,9 @@ class Manifest:
         if self.inputs != new.inputs:
             raise self.refusal("source", f"{self.inputs} photos", f"{new.inputs} photos", folder)
         if self.inputs_sha256 != new.inputs_sha256:
-            raise self.refusal("source", f"{self.inputs} photos", "as many with other names", folder)
+            raise self.refusal(
+                "source", f"{self.inputs} photos", "as many with other names or contents", folder
+            )
         if self.classes != new.classes:
             raise self.refusal("classes", _first(self.classes), _first(new.classes), folder)
         if self.prompts != new.prompts:

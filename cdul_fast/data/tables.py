@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import csv
 import dataclasses
+import hashlib
+import io
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cdul_fast.data.decode import PhotoProblem, is_photo_name
 from cdul_fast.data.paths import encode_path, one_line, show_path
-from cdul_fast.data.source import Source, rooted
-from cdul_fast.errors import ConfigError
+from cdul_fast.data.remote import Remote, is_url, local_path
+from cdul_fast.data.source import Reader, Source, named_photos
+from cdul_fast.data.tar_shards import common_folder, find_files
+from cdul_fast.errors import CdulError, ConfigError
 
 # Names that a column may have, in the order of preference.
 PATH_COLUMNS = ("path", "image", "image_path", "file_name", "filename", "file", "photo", "name")
@@ -32,21 +39,25 @@ class PhotoTable:
     labels: list[frozenset[str]] | None
 
 
-def read_photo_table(file: str | Path) -> PhotoTable:
+def read_photo_table(file: str | Path, remote: Remote | None = None) -> PhotoTable:
     """Read a CSV (or, by its suffix, a TSV) of photos and labels.
 
     The first line names the columns: one of `PATH_COLUMNS`, and for labels one of `LABEL_COLUMNS` with names
     joined by ``;``. Without such a line (its first field then is a photo's name) the first column holds paths
     and the second, if any, labels.
 
+    Args:
+        file: Path or URL.
+        remote: How a URL is read; None reads paths only.
+
     Raises:
         ConfigError: The file cannot be read or has no such column; names file, line and column.
+        CdulError: A URL cannot be read.
     """
-    path = Path(file)
-    shown = show_path(path)
+    shown = show_path(file)
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            rows = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        with _open_text(file, remote) as stream:
+            rows = csv.reader(stream, delimiter="\t" if str(file).lower().endswith(".tsv") else ",")
             first = next(rows, None)
             if first is None:
                 raise ConfigError(f"{shown}: the file is empty")
@@ -73,6 +84,13 @@ def read_photo_table(file: str | Path) -> PhotoTable:
     return table
 
 
+def _open_text(file: str | Path, remote: Remote | None) -> IO[str]:
+    if remote is not None and is_url(str(file)):
+        content = io.BytesIO(remote.read_file(str(file)))
+        return io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return Path(file).open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
 def _find(header: Sequence[str], wanted: Sequence[str]) -> int | None:
     return next((header.index(name) for name in wanted if name in header), None)
 
@@ -89,7 +107,7 @@ def _append(
         table.labels.append(frozenset(name for name in names if name))
 
 
-def read_csv(file: str, images: str | None) -> Source:
+def read_csv(file: str, images: str | None, remote: Remote) -> Source:
     """Photos named in a CSV or TSV; relative paths count from ``images``, or else from the file's folder.
 
     Its labels, if it has any, are no input of the method; their names are the classes where none are given.
@@ -97,110 +115,142 @@ def read_csv(file: str, images: str | None) -> Source:
     Raises:
         ConfigError: As for `read_photo_table`.
     """
-    table = read_photo_table(file)
+    file = local_path(file)
+    table = read_photo_table(file, remote)
     classes = tuple(sorted(set().union(*table.labels))) if table.labels else None
-    root, names = rooted(table.names, images or Path(file).parent)
-    return Source("csv", root, names, classes or None)
+    return named_photos("csv", table.names, images or _folder_of(file), remote, classes or None)
 
 
-def read_parquet(file: str, images: str | None) -> Source:
-    """Photos named or held in a Parquet file, or in all ``*.parquet`` of a folder, sorted.
+def _folder_of(file: str) -> str:
+    return file.rpartition("/")[0] if is_url(file) else str(Path(file).parent)
+
+
+def read_parquet(pattern: str, images: str | None, remote: Remote) -> Source:
+    """Photos named or held in Parquet files.
 
     A column of bytes (one of `BYTES_COLUMNS`; a struct with the field ``bytes``, as Hugging Face data sets
     have it, counts) holds the photos themselves; a text column of `PATH_COLUMNS` names them. With both, the
     bytes are read and the text is the row's path; with bytes alone, rows are called ``<file>#<number>``.
 
+    Args:
+        pattern: A file, a folder of ``*.parquet`` (sorted), or a name with braces or wildcards; or URLs.
+        images: What relative paths count from; without it the folder of the files.
+        remote: How URLs are read.
+
     Raises:
         ConfigError: A file cannot be read or has no such column; names file and column.
+        CdulError: A URL cannot be read.
     """
-    path = Path(file)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise ConfigError(f"{show_path(path)}: a folder without *.parquet files")
+    pattern = local_path(pattern)
+    files = find_files(pattern, ".parquet", remote)
+    base, short = common_folder(files)
     names: list[str] = []
-    held = [_ParquetPhotos.open(one) for one in files]
-    for photos in held:
-        names += photos.names
-    if any(photos.column is None for photos in held):
-        if not all(photos.column is None for photos in held):
-            raise ConfigError(f"{show_path(path)}: some files hold photos and some only name them")
-        root, names = rooted(names, images or (path if path.is_dir() else path.parent))
-        return Source("parquet", root, names)
-    starts = [0]
-    for photos in held:
-        starts.append(starts[-1] + len(photos.names))
-
-    def read(index: int) -> bytes:
-        which = next(i for i in range(len(held)) if index < starts[i + 1])
-        return held[which].read(index - starts[which])
-
-    return Source("parquet", path.parent.absolute(), names, None, read)
+    held = []
+    for file, name in zip(files, short, strict=True):
+        rows, listed = _open_photos(file, name, remote)
+        held.append(rows)
+        names += listed
+    if any(not rows.column for rows in held):
+        if not all(not rows.column for rows in held):
+            raise ConfigError(f"{show_path(pattern)}: some files hold photos and some only name them")
+        return named_photos("parquet", names, images or base, remote)
+    reader = _ParquetPhotos(held, remote)
+    contents = hashlib.sha256(repr([rows.groups for rows in held]).encode()).hexdigest()
+    if is_url(base):
+        return Source("parquet", Path("/"), names, None, reader, base, remote, contents)
+    return Source("parquet", Path(base), names, None, reader, remote=remote, contents=contents)
 
 
-class _ParquetPhotos:
-    """One Parquet file; holds at most two row groups of photos at a time."""
+@contextlib.contextmanager
+def _opened(file: str, remote: Remote) -> Iterator[Any]:
+    """A Parquet file, open; one beyond what fits in memory at once is refused unread."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, file: Any, path: Path, names: list[str], column: str | None) -> None:
-        self.file, self.path, self.names, self.column = file, path, names, column
-        self._lock = threading.Lock()
-        self._groups: dict[int, Any] = {}
-        counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
-
-    @classmethod
-    def open(cls, path: Path) -> _ParquetPhotos:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        shown = show_path(path)
-        try:
-            file = pq.ParquetFile(path)
-            schema = file.schema_arrow
-            for i in range(file.metadata.num_row_groups):
-                size = file.metadata.row_group(i).total_byte_size
+    shown = show_path(file)
+    try:
+        with remote.file(file) if is_url(file) else Path(file).open("rb") as stream:
+            opened = pq.ParquetFile(stream)
+            for i in range(opened.metadata.num_row_groups):
+                size = opened.metadata.row_group(i).total_byte_size
                 if size > _MAX_ROW_GROUP_BYTES:
                     raise ConfigError(f"{shown}: a row group of {size} bytes; write smaller row groups")
-            texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-            column = next((n for n in BYTES_COLUMNS if n in schema.names and _holds(schema.field(n))), None)
-            named = next((n for n in PATH_COLUMNS if n in texts), None)
-            if named is not None:
-                listed = file.read(columns=[named]).column(named).to_pylist()
-                empty = next((i for i, name in enumerate(listed) if not name), None)
-                if empty is not None:
-                    raise ConfigError(f"{shown}: column '{named}' is empty in row {empty}")
-                return cls(file, path, listed, column)
-            if column is None:
-                raise ConfigError(
-                    f"{shown}: neither a column of paths ({', '.join(PATH_COLUMNS)}) nor one of photos "
-                    f"({', '.join(BYTES_COLUMNS)}); it has: {one_line(', '.join(schema.names))}"
-                )
-            rows = range(file.metadata.num_rows)
-            return cls(file, path, [f"{path.name}#{i}" for i in rows], column)
-        except (OSError, pa.ArrowException) as error:
-            reason = one_line(str(error), 200)
-            raise ConfigError(f"{shown}: not a readable Parquet file ({reason})") from None
+            yield opened
+    except (OSError, pa.ArrowException) as error:
+        reason = one_line(str(error), 200)
+        raise ConfigError(f"{shown}: not a readable Parquet file ({reason})") from None
 
-    def read(self, index: int) -> bytes:
-        import bisect
 
-        import pyarrow as pa
+@dataclasses.dataclass
+class _FilePhotos:
+    """What is known of one file: its column of photos (empty: it only names them), its rows a row group."""
 
-        group = bisect.bisect_right(self._starts, index) - 1
+    file: str
+    name: str
+    column: str
+    groups: list[int]
+
+
+def _open_photos(path: str, name: str, remote: Remote) -> tuple[_FilePhotos, list[str]]:
+    import pyarrow as pa
+
+    shown = show_path(path)
+    with _opened(path, remote) as file:
+        schema = file.schema_arrow
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        column = next((n for n in BYTES_COLUMNS if n in schema.names and _holds(schema.field(n))), "")
+        named = next((n for n in PATH_COLUMNS if n in texts), None)
+        if named is not None:
+            listed = file.read(columns=[named]).column(named).to_pylist()
+            empty = next((i for i, text in enumerate(listed) if not text), None)
+            if empty is not None:
+                raise ConfigError(f"{shown}: column '{named}' is empty in row {empty}")
+            return _FilePhotos(path, name, column, groups), listed
+        if not column:
+            raise ConfigError(
+                f"{shown}: neither a column of paths ({', '.join(PATH_COLUMNS)}) nor one of photos "
+                f"({', '.join(BYTES_COLUMNS)}); it has: {one_line(', '.join(schema.names))}"
+            )
+        numbered = [f"{name}#{i}" for i in range(file.metadata.num_rows)]
+        return _FilePhotos(path, name, column, groups), numbered
+
+
+class _ParquetPhotos(Reader):
+    """Reads photos held in Parquet files; keeps the two row groups that were read last."""
+
+    def __init__(self, files: list[_FilePhotos], remote: Remote) -> None:
+        self._files, self._remote = files, remote
+        self._starts = list(itertools.accumulate((sum(f.groups) for f in files), initial=0))
+        self._lock = threading.Lock()
+        self._groups: dict[tuple[int, int], Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither the lock nor the row groups go to another process.
+        return _ParquetPhotos, (self._files, self._remote)
+
+    def __call__(self, index: int) -> bytes:
+        which = bisect.bisect_right(self._starts, index) - 1
+        photos = self._files[which]
+        starts = list(itertools.accumulate(photos.groups, initial=0))
+        row = index - self._starts[which]
+        group = bisect.bisect_right(starts, row) - 1
         with self._lock:
-            column = self._groups.get(group)
+            column = self._groups.get((which, group))
             if column is None:
                 try:
-                    table = self.file.read_row_group(group, columns=[self.column])
-                except (OSError, pa.ArrowException) as error:
+                    with _opened(photos.file, self._remote) as file:
+                        table = file.read_row_group(group, columns=[photos.column])
+                except CdulError as error:
                     raise PhotoProblem("missing", f"row group {group}: {error}") from None
                 while len(self._groups) > 1:
                     self._groups.pop(next(iter(self._groups)))
-                column = self._groups[group] = table.column(self.column)
-        value = column[index - self._starts[group]].as_py()
+                column = self._groups[which, group] = table.column(photos.column)
+        value = column[row - starts[group]].as_py()
         if isinstance(value, dict):
             value = value.get("bytes")
         if value is None:
-            raise PhotoProblem("missing", f"row {index} of {encode_path(self.path.name)} holds no photo")
+            raise PhotoProblem("missing", f"row {row} of {encode_path(photos.name)} holds no photo")
         if not value:
             raise PhotoProblem("decode_error", "the photo is empty")
         return bytes(value)

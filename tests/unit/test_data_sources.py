@@ -11,7 +11,7 @@ import pytest
 
 from cdul_fast.data.datasets import VOC_CLASSES
 from cdul_fast.data.decode import PhotoProblem
-from cdul_fast.data.source import Source, select_part
+from cdul_fast.data.source import Reader, Source, select_part
 from cdul_fast.data.sources import open_source
 from cdul_fast.data.truth import load_truth
 from cdul_fast.errors import CdulError, ConfigError
@@ -82,7 +82,12 @@ def test_a_list_keeps_order_and_repetitions(tmp_path: Path, monkeypatch: pytest.
 
 def test_parts_cover_everything_once() -> None:
     names = [f"{i}.jpg" for i in range(10)]
-    whole = Source("folder", Path("/"), names, reader=lambda index: names[index].encode())
+
+    class Named(Reader):
+        def __call__(self, index: int) -> bytes:
+            return names[index].encode()
+
+    whole = Source("folder", Path("/"), names, reader=Named())
     for total in (1, 3, 10, 12):
         parts = [select_part(whole, None, (i, total)) for i in range(1, total + 1)]
         assert [name for part in parts for name in part.names] == names
