@@ -8,6 +8,7 @@ import re
 from typing import Any, Literal
 
 from cdul_fast.cli import option
+from cdul_fast.devices import check_device_name
 from cdul_fast.errors import ConfigError
 
 _INPUT, _CLASSES, _VIEWS = "Input", "Classes and texts", "Views"
@@ -226,6 +227,14 @@ class LabelConfig:
         group=_MODEL,
         example="--precision fp32",
     )
+    device: str = option(
+        "auto",
+        "where the model runs: auto (a GPU where there is one), cpu, cuda (the first GPU), cuda:0,1 (a "
+        "process on each) or all (a process on every GPU)",
+        group=_MODEL,
+        example="--device cuda:0,1",
+        free=True,
+    )
     quickgelu: bool | None = option(
         None,
         "activation of a local checkpoint that does not say it itself",
@@ -327,6 +336,12 @@ class LabelConfig:
                 "--expected-labels excludes --threshold and --top-k: these fix the labels themselves"
             )
         self.part()
+        check_device_name(self.device)
+        if self.shard is not None and ("," in self.device or self.device == "all"):
+            raise ConfigError(
+                "--shard excludes several devices: each of their processes takes a part of its own; "
+                "give one device"
+            )
 
     def part(self) -> tuple[int, int] | None:
         """The pair (i, n) of ``--shard i/n``, or None for the whole source."""

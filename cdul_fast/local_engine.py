@@ -9,6 +9,7 @@ that a resumed run repeats the arithmetic of an unbroken one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -25,7 +26,7 @@ from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
 from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
-from cdul_fast.progress import Progress
+from cdul_fast.halving import Halving
 from cdul_fast.readers import Claim, ReaderThreads, Reading
 from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
 
@@ -48,6 +49,8 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        # Stages that the reading threads share; the others are one thread's, or the device's.
+        self.threaded = {"read", "decode", "crop"}
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -64,15 +67,11 @@ class Stages:
 
     def limiting(self, threads: int) -> str:
         """The stage that was busy longest, those that share the threads counted by thread."""
-        shares = {
-            "read": threads,
-            "decode": threads,
-            "crop": threads,
-            "encode": 1,
-            "aggregate": 1,
-            "write": 1,
+        stages = ("read", "decode", "upload", "crop", "encode", "aggregate", "write")
+        busy = {
+            stage: self.seconds.get(stage, 0.0) / (threads if stage in self.threaded else 1)
+            for stage in stages
         }
-        busy = {stage: self.seconds.get(stage, 0.0) / share for stage, share in shares.items()}
         return max(busy, key=lambda stage: busy[stage]) if any(busy.values()) else "none"
 
 
@@ -106,6 +105,33 @@ def _make_buffer(views: int, image_size: int, dtype: str) -> Any:
     return np.empty(shape, np.dtype(dtype))
 
 
+@dataclasses.dataclass
+class Encoded:
+    """Photos that went through the encoder; what is None is still to be computed from the embeddings."""
+
+    embeddings: np.ndarray  # [n, V, D] float32, rows of length one
+    cosines: np.ndarray | None = None  # [n, V, C] float32
+    scores: np.ndarray | None = None  # [n, C] float32
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is one."""
+        return bool(np.isfinite(self.embeddings).all())
+
+    @staticmethod
+    def joined(parts: Sequence[Encoded]) -> Encoded:
+        """Several, one after the other; all of them have scores or none has."""
+        if len(parts) == 1:
+            return parts[0]
+        cosines = [part.cosines for part in parts if part.cosines is not None]
+        scores = [part.scores for part in parts if part.scores is not None]
+        return Encoded(
+            np.concatenate([part.embeddings for part in parts]),
+            np.concatenate(cosines) if cosines else None,
+            np.concatenate(scores) if scores else None,
+        )
+
+
 class Engine:
     """The threads of one run; `run` does the work of all pending shards."""
 
@@ -128,10 +154,14 @@ class Engine:
         self._photos = config.batch_size or photos_per_batch(
             self._spec.views, self._spec.size, self._spec.dtype, max(1, encoder.batch)
         )
+        self._halving = Halving(self._photos, encoder)
         self._works = False  # whether the encoder ever gave an embedding
 
-    def run(self, progress: Progress) -> int:
+    def run(self, progress: Any) -> int:
         """Label every pending photo; returns how many there were.
+
+        Args:
+            progress: Told of every batch, as `cdul_fast.progress.Progress` is.
 
         Raises:
             CdulError: The encoder fails on everything, or the results cannot be written.
@@ -144,12 +174,9 @@ class Engine:
         writer = ThreadPoolExecutor(1, thread_name_prefix="cdul-write")
         # While the first photos are read and encoded, not when the first shard is due.
         writer.submit(_import_writers)
-        free = deque(
-            _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
-            for _ in range(_BUFFERS_AHEAD + calls)
-        )
+        free = deque(self._buffer() for _ in range(_BUFFERS_AHEAD + calls))
         reading: deque[tuple[Batch, Any, list[Reading]]] = deque()
-        encoding: deque[tuple[Batch, Any, list[Prepared], Future[tuple[np.ndarray, float]]]] = deque()
+        encoding: deque[tuple[Batch, Any, list[Prepared], Future[tuple[Encoded, float]]]] = deque()
         writes: deque[Future[None]] = deque()
         batches = self._state.batches(self._photos)
         more = True
@@ -170,12 +197,12 @@ class Engine:
                 if not encoding:
                     break
                 batch, buffer, prepared, encoded = encoding.popleft()
-                embeddings, seconds = encoded.result()
+                results, seconds = encoded.result()
                 free.append(buffer)
                 self._count(prepared, seconds / calls)
                 while len(writes) >= _WRITES_IN_FLIGHT:
                     writes.popleft().result()
-                writes.append(writer.submit(self._write, batch, prepared, embeddings))
+                writes.append(writer.submit(self._write, batch, prepared, results))
                 done += len(prepared)
                 progress.update(len(prepared), sum(photo.status != "ok" for photo in prepared))
             while writes:
@@ -190,7 +217,12 @@ class Engine:
             encoders.shutdown(wait=True, cancel_futures=True)
         return done
 
+    def _buffer(self) -> Any:
+        """What a batch is read into."""
+        return _make_buffer(self._photos * self._spec.views, self._spec.size, self._spec.dtype)
+
     def _submit(self, readers: ReaderThreads, batch: Batch, buffer: Any) -> list[Reading]:
+        """Have a batch's photos read; each of them fills its place in the buffer."""
         views = self._spec.views
         source: Source = self._state.source
 
@@ -207,58 +239,77 @@ class Engine:
             self._stages.add("decode", photo.decode_seconds)
             self._stages.add("crop", photo.crop_seconds)
 
-    def _encode(self, prepared: Sequence[Prepared], buffer: Any) -> tuple[np.ndarray, float]:
-        """Embeddings float32 [n_ok, V, D] of a batch and the seconds they took.
+    def _gather(self, slots: Sequence[int], buffer: Any) -> None:
+        """Bring the usable photos of a batch to the beginning of its buffer."""
+        views = self._spec.views
+        for to, slot in enumerate(slots):
+            if to != slot:
+                buffer[to * views : (to + 1) * views] = buffer[slot * views : (slot + 1) * views]
+
+    def _encode(self, prepared: Sequence[Prepared], buffer: Any) -> tuple[Encoded, float]:
+        """The usable photos of a batch, encoded, and the seconds that took.
 
         A photo that the encoder fails on gets a status of its own.
         """
         start = time.perf_counter()
-        views = self._spec.views
         slots = [slot for slot, photo in enumerate(prepared) if photo.status == "ok"]
-        for to, slot in enumerate(slots):
-            if to != slot:
-                buffer[to * views : (to + 1) * views] = buffer[slot * views : (slot + 1) * views]
         if not slots:
-            return np.zeros((0, views, self._encoder.dim), np.float32), 0.0
+            return self._nothing(), 0.0
+        self._gather(slots, buffer)
         try:
-            embeddings = self._embed(buffer[: len(slots) * views])
-            reason = "" if np.isfinite(embeddings).all() else "not a finite number"
+            encoded = self._run(0, len(slots), buffer)
+            reason = "" if encoded.finite else "not a finite number"
+        except CdulError:
+            raise
         except Exception as error:
             logger.debug("the encoder failed on a batch", exc_info=True)
             reason = one_line(f"{type(error).__name__}: {error}")
         if reason:
-            embeddings = self._encode_singly([prepared[slot] for slot in slots], buffer, reason)
+            encoded = self._encode_singly([prepared[slot] for slot in slots], buffer, reason)
         self._works = True
-        return embeddings, time.perf_counter() - start
+        return encoded, time.perf_counter() - start
 
-    def _encode_singly(self, photos: Sequence[Prepared], buffer: Any, reason: str) -> np.ndarray:
+    def _encode_singly(self, photos: Sequence[Prepared], buffer: Any, reason: str) -> Encoded:
         """Split a batch that the encoder failed on, to lose only the photos at fault."""
         logger.warning("the encoder failed on a batch of %d photos (%s): one by one", len(photos), reason)
-        views = self._spec.views
         good = []
         for slot, photo in enumerate(photos):
             try:
-                embeddings = self._embed(buffer[slot * views : (slot + 1) * views])
-                if not np.isfinite(embeddings).all():
+                encoded = self._run(slot, slot + 1, buffer)
+                if not encoded.finite:
                     raise ValueError("the embedding is not finite")
+            except CdulError:
+                raise
             except Exception as error:
                 photo.status = "encode_error"
                 photo.error = one_line(f"the encoder failed: {type(error).__name__}: {error}")
                 continue
-            good.append(embeddings)
+            good.append(encoded)
         if good:
-            return np.concatenate(good)
+            return Encoded.joined(good)
         if not self._works:
             raise CdulError(f"the encoder fails on every photo: {reason}")
-        return np.zeros((0, views, self._encoder.dim), np.float32)
+        return self._nothing()
 
-    def _embed(self, pixels: Any) -> np.ndarray:
-        embeddings = np.asarray(self._encoder.embed_images(pixels), dtype=np.float32)
-        return embeddings.reshape(-1, self._spec.views, embeddings.shape[-1])
+    def _nothing(self) -> Encoded:
+        return Encoded(np.zeros((0, self._spec.views, self._encoder.dim), np.float32))
 
-    def _write(self, batch: Batch, prepared: Sequence[Prepared], embeddings: np.ndarray) -> None:
+    def _run(self, first: int, last: int, buffer: Any) -> Encoded:
+        """Encode the photos [first, last) of a gathered buffer, fewer at a time where memory is short."""
+        views = self._spec.views
+
+        def part(start: int, stop: int) -> Encoded:
+            pixels = buffer[(first + start) * views : (first + stop) * views]
+            rows = np.asarray(self._encoder.embed_images(pixels), dtype=np.float32)
+            return Encoded(rows.reshape(-1, views, rows.shape[-1]))
+
+        return Encoded.joined(self._halving.run(last - first, part))
+
+    def _write(self, batch: Batch, prepared: Sequence[Prepared], encoded: Encoded) -> None:
+        embeddings, cosines, scores = encoded.embeddings, encoded.cosines, encoded.scores
         with self._stages.timed("aggregate"):
-            cosines, scores = score_views(embeddings, self._texts, self._scores)
+            if cosines is None or scores is None:
+                cosines, scores = score_views(embeddings, self._texts, self._scores)
         with self._stages.timed("write"):
             rows = []
             at = 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,12 +15,14 @@ import numpy as np
 from cdul_fast.config import LabelConfig
 from cdul_fast.data.manifest import Manifest, prompts_digest
 from cdul_fast.data.paths import one_line, show_path
-from cdul_fast.data.run_dir import Run
+from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.shard_work import Layout, writing
 from cdul_fast.data.sinks import write_texts
 from cdul_fast.data.source import Source, select_part
+from cdul_fast.devices import chosen_devices
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.session import RunResult, Session, open_inputs
+from cdul_fast.progress import MakeProgress, Progress
+from cdul_fast.session import RunResult, Session, counts_of, open_inputs
 from cdul_fast.work import ScoreSpec, ViewSpec, sample_views
 
 if TYPE_CHECKING:
@@ -34,13 +39,15 @@ class LabelResult(RunResult):
     done: ClassVar[str] = "labelled"
 
 
-def label_images(config: LabelConfig) -> LabelResult:
+def label_images(config: LabelConfig, *, progress: MakeProgress = Progress) -> LabelResult:
     """Give every photo of a source a soft score for every class.
 
     The same call on the same folder goes on with an unfinished run, or returns a finished one.
 
     Args:
-        config: All settings; ``config.out`` names the run directory.
+        config: All settings; ``config.out`` names the run directory. Where ``config.device`` means several
+            GPUs, a process works on each.
+        progress: What shows how far the run is, where one process works.
 
     Returns:
         Counts, time, and the run for reading.
@@ -50,9 +57,26 @@ def label_images(config: LabelConfig) -> LabelResult:
         CdulError: Nothing to label, no weights, a full disk, another run on the same directory.
         KeyboardInterrupt: After what was finished was brought to disk; the message says how to go on.
     """
-    result = _LabelSession(config).run()
+    start, devices = time.monotonic(), chosen_devices(config.device)
+    if len(devices) > 1:
+        return _label_on_devices(config, devices, start)
+    result = _LabelSession(config, progress).run()
     assert isinstance(result, LabelResult)
     return result
+
+
+def _label_on_devices(config: LabelConfig, devices: Sequence[str], start: float) -> LabelResult:
+    from cdul_fast.device_processes import label_on
+
+    summary = label_on(config, devices)
+    run = open_run(Path(config.out or ""))
+    return LabelResult(
+        path=run.path,
+        counts=counts_of(run, None),
+        seconds=time.monotonic() - start,
+        run=run,
+        **dataclasses.asdict(summary),
+    )
 
 
 class _LabelSession(Session[LabelConfig]):
@@ -82,6 +106,7 @@ class _LabelSession(Session[LabelConfig]):
             config.pretrained,
             backend=backend,
             precision=precision,
+            device=chosen_devices(config.device)[0],
             threads=config.threads,
             quickgelu=config.quickgelu,
             cache_dir=config.cache_dir,

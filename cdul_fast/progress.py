@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressLike(Protocol):
+    """What shows how far a run is: `Progress`, or something in its place."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def update(self, done: int, failed: int) -> None:
+        """Count ``done`` more photos, ``failed`` of them not usable."""
+        ...
+
+
+# (total, kept, failed, quiet, doing) -> what shows it.
+MakeProgress = Callable[[int, int, int, bool, str], ProgressLike]
 
 
 class Progress:

@@ -27,13 +27,14 @@ from cdul_fast.data.manifest import Manifest, inputs_digest, read_manifest
 from cdul_fast.data.paths import encode_path, one_line, show_path
 from cdul_fast.data.remote import Remote
 from cdul_fast.data.run_dir import Run, open_run
+from cdul_fast.data.run_removal import delete_run
 from cdul_fast.data.shard_work import Layout, RunState, writing
 from cdul_fast.data.sinks import FORMAT, info_name, part_prefix, remove_temporaries, write_json
 from cdul_fast.data.source import Source, select_part
 from cdul_fast.data.sources import open_source
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.local_engine import Engine, Stages, available_cores
-from cdul_fast.progress import Progress
+from cdul_fast.progress import MakeProgress, Progress
 from cdul_fast.run_log import logging_to, peak_memory_mib, versions
 from cdul_fast.work import ScoreSpec, ViewSpec
 
@@ -139,15 +140,16 @@ class Session(ABC, Generic[Settings]):
 
     Args:
         config: All settings; ``config.out`` names the folder.
+        progress: What shows how far the work is.
     """
 
     result_class: ClassVar[type[RunResult]] = RunResult
     doing: ClassVar[str] = "working"
 
-    def __init__(self, config: Settings) -> None:
+    def __init__(self, config: Settings, progress: MakeProgress = Progress) -> None:
         if config.out is None:
             raise ConfigError("--out is missing: the folder for the results")
-        self.config = config
+        self.config, self._progress = config, progress
         self.start = time.monotonic()
         self.folder, self.part, self.stages = Path(config.out), config.part(), Stages()
         with self.stages.timed("list"):
@@ -209,7 +211,7 @@ class Session(ABC, Generic[Settings]):
             raise CdulError(f"cannot make the folder {show_path(folder)}: {error.strerror}") from None
         with locked(folder, part), contextlib.ExitStack() as stack:
             if config.overwrite:
-                _delete_run(folder, part)
+                delete_run(folder, part)
             self.before = read_manifest(folder, part)
             stack.enter_context(logging_to(folder / f"run{_suffix(part)}.log", config))
             remove_temporaries(folder, part)
@@ -255,7 +257,7 @@ class Session(ABC, Generic[Settings]):
             if encoder is not None:
                 encoder.close()
         run = open_run(self.folder)
-        counts = _counts(run, self.part)
+        counts = counts_of(run, self.part)
         return self.result_class(
             path=self.folder,
             counts=counts,
@@ -322,7 +324,9 @@ class Session(ABC, Generic[Settings]):
             scores=self.score_spec(encoder),
         )
         start = time.monotonic()
-        progress = Progress(len(self.source), state.kept, state.kept_failed, self.config.quiet, self.doing)
+        progress = self._progress(
+            len(self.source), state.kept, state.kept_failed, self.config.quiet, self.doing
+        )
         try:
             with progress, own_pixel_limit():
                 processed = engine.run(progress)
@@ -334,7 +338,7 @@ class Session(ABC, Generic[Settings]):
 
     def _write_info(self, manifest: Manifest, state: RunState, processed: int, seconds: float) -> None:
         run = open_run(self.folder)
-        counts = _counts(run, self.part)
+        counts = counts_of(run, self.part)
         info = {
             "format": FORMAT,
             "version": __version__,
@@ -409,25 +413,10 @@ def _suffix(part: tuple[int, int] | None) -> str:
     return "" if part is None else f"-{part[0]}of{part[1]}"
 
 
-def _counts(run: Run, part: tuple[int, int] | None) -> dict[str, int]:
+def counts_of(run: Run, part: tuple[int, int] | None) -> dict[str, int]:
     """Rows by status in the shards of one part."""
     counts: Counter[str] = Counter()
     for shard in run.shards:
         if part is None or shard.name.startswith(part_prefix(part)):
             counts.update(shard.table(["status"]).column("status").to_pylist())
     return dict(sorted(counts.items()))
-
-
-def _delete_run(folder: Path, part: tuple[int, int] | None) -> None:
-    """Remove what a run wrote, and nothing else: of one part, or of all."""
-    if part is None:
-        patterns = ["labels-*.parquet", "views-*.safetensors", "journal-*.bin", "texts.safetensors"]
-        patterns += ["run*.json", "manifest*.json", "run*.log", "report.html", ".tmp-*"]
-    else:
-        prefix, suffix = part_prefix(part), _suffix(part)
-        patterns = [f"labels-{prefix}*.parquet", f"views-{prefix}*.safetensors", f"journal-{prefix}*.bin"]
-        patterns += [f"run{suffix}.json", f"manifest{suffix}.json", f"run{suffix}.log"]
-    # The manifest last: a kill in between leaves a run that can be overwritten again.
-    for pattern in sorted(patterns, key=lambda name: name.startswith("manifest")):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdul_fast.cache import cache_root
+from cdul_fast.devices import check_device, cuda_works
 from cdul_fast.encoders.base import Encoder
 from cdul_fast.encoders.source import TINY_DIR, find_model
 from cdul_fast.errors import ConfigError
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
-# What the NVIDIA driver leaves on a machine that has one (the last one under Windows' Linux).
-_CUDA_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-
 
 def create_encoder(
     model: str = DEFAULT_MODEL,
@@ -29,6 +27,7 @@ def create_encoder(
     *,
     backend: str = "auto",
     precision: str = "auto",
+    device: str = "auto",
     threads: int | None = None,
     quickgelu: bool | None = None,
     cache_dir: str | Path | None = None,
@@ -47,6 +46,7 @@ def create_encoder(
             ``none`` for random weights from a fixed seed. Models that bring their own weights ignore it.
         backend: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` (torch on CUDA) or ``int8`` (OpenVINO).
+        device: ``auto`` (the first CUDA device, where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         threads: cores to use; by default all that this process may run on.
         quickgelu: the activation of a local checkpoint that does not say it.
         cache_dir: where converted models are kept; by default the user's cache folder.
@@ -65,7 +65,11 @@ def create_encoder(
     openvino = importlib.util.find_spec("openvino") is not None
     if backend == "openvino" and not openvino:
         raise ConfigError("the openvino backend needs OpenVINO: pip install openvino")
-    device = "cuda" if backend != "openvino" and _cuda_works() else "cpu"
+    if device == "auto":
+        device = "cuda" if backend != "openvino" and cuda_works() else "cpu"
+    elif backend == "openvino" and device != "cpu":
+        raise ConfigError(f"the openvino backend runs on the CPU, not on {device}")
+    check_device(device)
     if backend == "auto":
         backend = "openvino" if device == "cpu" and openvino else "torch"
     source = find_model(model, pretrained, quickgelu)
@@ -73,7 +77,7 @@ def create_encoder(
         from cdul_fast.encoders.torch_clip import TorchEncoder
 
         if precision == "auto":
-            precision = "bf16" if device == "cuda" else "fp32"
+            precision = "fp32" if device == "cpu" else "bf16"
         return TorchEncoder(source, precision, device=device, threads=threads)
     from cdul_fast.encoders.openvino_clip import OpenVinoEncoder, has_bf16
 
@@ -100,12 +104,3 @@ def _cores() -> int:
     from cdul_fast import _native
 
     return _native.available_cores()
-
-
-def _cuda_works() -> bool:
-    # The traces spare machines without a GPU the import of torch.
-    if not any(Path(trace).exists() for trace in _CUDA_TRACES):
-        return False
-    import torch
-
-    return torch.cuda.is_available()

@@ -55,7 +55,7 @@ class TorchEncoder:
                 "source": source.identity(),
                 "backend": self.backend,
                 "precision": precision,
-                "device": device,
+                "device": torch.device(device).type,
                 "revision": _REVISION,
                 "torch": torch.__version__,
             }
@@ -84,17 +84,25 @@ class TorchEncoder:
             raise TypeError(f"pixels must be {self.input_dtype}, got {pixels.dtype}")
         check_shape(pixels.shape, self.image_size)
         rows = [np.empty((0, self.dim), np.float32)] if len(pixels) == 0 else []
+        batch = self.batch  # another thread may halve it
         with torch.inference_mode():
-            for start in range(0, len(pixels), self.batch):
-                chunk = pixels[start : start + self.batch]
+            for start in range(0, len(pixels), batch):
+                chunk = pixels[start : start + batch]
                 count = len(chunk)
                 chunk = chunk.to(device=self._device, dtype=self._dtype, memory_format=self._layout)
-                if count < self.batch:
+                if count < batch:
                     # One shape for all: the libraries choose their loops by it, and the sums with them.
-                    chunk = torch.cat([chunk, chunk.new_zeros(self.batch - count, *chunk.shape[1:])])
+                    chunk = torch.cat([chunk, chunk.new_zeros(batch - count, *chunk.shape[1:])])
                     chunk = chunk.contiguous(memory_format=self._layout)
                 rows.append(self._visual(chunk)[:count].float().cpu().numpy())
         return unit_rows(np.concatenate(rows))
+
+    def halve_batch(self) -> bool:
+        """Half as many views a pass from now on, where memory ran out; False with one view a pass."""
+        if self.batch == 1:
+            return False
+        self.batch = (self.batch + 1) // 2
+        return True
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """float32 [n, D] of unit rows."""
