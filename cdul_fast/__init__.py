@@ -24,6 +24,7 @@ _EXPORTS: dict[str, str] = {
     "Run": "cdul_fast.data.run_dir",
     "TrainConfig": "cdul_fast.training.config",
     "compare_label_quality": "cdul_fast.label_comparison",
+    "convert_run": "cdul_fast.conversion",
     "compare_methods": "cdul_fast.training.comparison",
     "evaluate_run": "cdul_fast.evaluation",
     "export_model": "cdul_fast.training.exporting",
@@ -32,6 +33,7 @@ _EXPORTS: dict[str, str] = {
     "predict_photos": "cdul_fast.training.predicting",
     "relabel_run": "cdul_fast.relabelling",
     "sweep": "cdul_fast.sweeps",
+    "to_fiftyone": "cdul_fast.conversion",
     "train_on_run": "cdul_fast.training.runner",
     "write_report": "cdul_fast.reporting",
 }

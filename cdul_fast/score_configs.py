@@ -1,4 +1,4 @@
-"""Settings of the commands that work on stored scores: evaluate, relabel and compare_labels."""
+"""Settings of the commands that work on stored scores: evaluate, relabel, compare_labels and convert."""
 
 from __future__ import annotations
 
@@ -145,6 +145,46 @@ class CompareLabelsConfig:
         """Refuse a call without run or truth."""
         _require(self.run, "the run directory is missing")
         _require(self.truth, "--truth is missing: the true labels")
+
+
+Target = Literal["imagefolder", "labelstudio", "coco", "fiftyone", "parquet"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write the labels of a run in the files of another program."""
+
+    run: str | None = option(None, _RUN_HELP + ", or folder of predictions", group=_INPUT, example="run/")
+    to: Target | None = option(
+        None,
+        "imagefolder (for load_dataset), labelstudio (predictions to correct by hand), coco (JSON), fiftyone "
+        "(a data set on disk) or parquet",
+        group=_OUTPUT,
+        example="--to labelstudio",
+    )
+    out: str | None = option(
+        None,
+        "new folder for the result; a new file for coco; parquet may also go to a URL (s3://, gs://)",
+        group=_OUTPUT,
+        example="--out tasks/",
+    )
+    photos: Literal["link", "copy"] = option(
+        "link", "how an imagefolder comes to its photos", group=_OUTPUT, example="--photos copy"
+    )
+    photo_url: str | None = option(
+        None,
+        "what stands before a photo's path in the URL for Label Studio; without it the files that Label "
+        "Studio serves from the run's source folder",
+        group=_OUTPUT,
+        example="--photo-url https://host/photos/",
+    )
+    log_level: LogLevel = option("info", _LOG_HELP, group=_OUTPUT, example="--log-level debug")
+
+    def __post_init__(self) -> None:
+        """Refuse a call that leaves out what there is no default for."""
+        _require(self.run, "the run directory is missing")
+        _require(self.to, "--to is missing: imagefolder, labelstudio, coco, fiftyone or parquet")
+        _require(self.out, "--out is missing: where the result goes")
 
 
 def _require(value: str | None, message: str) -> None:

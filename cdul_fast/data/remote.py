@@ -7,6 +7,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cdul_fast.data.decode import MAX_FILE_BYTES, PhotoProblem, is_photo_name
@@ -123,6 +124,40 @@ class Remote:
             CdulError: There is none.
         """
         return io.BufferedReader(_RangeFile(self, url, self.size(url)), _BLOCK_BYTES)
+
+    def write(self, url: str, data: bytes | Path) -> None:
+        """Write a file, whole or not at all where the server can.
+
+        Args:
+            url: Where to.
+            data: Its content, or a file of this machine.
+
+        Raises:
+            CdulError: It cannot be written.
+        """
+
+        def put() -> None:
+            system, path = _open(url)
+            if isinstance(data, Path):
+                # Its time is that of its size, so no limit is set.
+                system.put_file(str(data), path)
+            else:
+                self._call(system, "pipe_file", path, data)
+
+        self._retried(url, put)
+
+    def exists(self, url: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            CdulError: The server cannot be asked.
+        """
+
+        def ask() -> bool:
+            system, path = _open(url)
+            return bool(self._call(system, "exists", path))
+
+        return self._retried(url, ask)
 
     def find(self, url: str, pattern: bool = False) -> list[str]:
         """URLs of all files below ``url``, or of those that match it as a pattern; sorted.
