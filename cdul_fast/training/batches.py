@@ -22,8 +22,8 @@ _PREFETCH = 3
 class Batches(Protocol):
     """Inputs of a network by row."""
 
-    waited: float
-    """Seconds that the loop has waited for inputs."""
+    busy: dict[str, float]
+    """Seconds that reader threads spent by stage, all threads together; they work ahead of the loop."""
 
     def __len__(self) -> int:
         """N."""
@@ -38,7 +38,7 @@ class StoredBatches:
     def __init__(self, features: Tensor, device: torch.device | None = None) -> None:
         self.features = features
         self.device = device or torch.device("cpu")
-        self.waited = 0.0
+        self.busy: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self.features)
@@ -91,7 +91,7 @@ class PhotoBatches:
         self.seed, self.crop_scale, self.flip, self.fit = seed, crop_scale, flip, fit
         self.device = device or torch.device("cpu")
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.waited = 0.0
+        self.busy = {"decode": 0.0, "augment": 0.0}
         self._threads = threads or available_cores()
 
     def __len__(self) -> int:
@@ -121,7 +121,9 @@ class PhotoBatches:
                             for place, row in enumerate(rows)
                         ]
                         for job in jobs:
-                            job.result()
+                            decode, augment = job.result()
+                            self.busy["decode"] += decode
+                            self.busy["augment"] += augment
                         if not put(torch.from_numpy(batch)):
                             return
                 put(None)
@@ -132,9 +134,7 @@ class PhotoBatches:
         thread.start()
         try:
             while True:
-                start = time.perf_counter()
                 item = ready.get()
-                self.waited += time.perf_counter() - start
                 if item is None:
                     return
                 if isinstance(item, BaseException):
@@ -144,10 +144,13 @@ class PhotoBatches:
             stopped.set()
             thread.join()
 
-    def _photo(self, row: int, epoch: int, train: bool, out: np.ndarray) -> None:
+    def _photo(self, row: int, epoch: int, train: bool, out: np.ndarray) -> tuple[float, float]:
+        """Fill ``out``; returns the seconds of reading and decoding, and of cropping and flipping."""
         from cdul_fast import ops
 
+        start = time.perf_counter()
         pixels = read_pixels(self.photos[row])
+        decoded = time.perf_counter()
         height, width = pixels.shape[:2]
         box, flipped = [0, 0, width, height], False
         if train:
@@ -159,6 +162,7 @@ class PhotoBatches:
         )
         if flipped:
             out[0] = out[0, :, :, ::-1].copy()
+        return decoded - start, time.perf_counter() - decoded
 
 
 def random_box(generator: np.random.Generator, width: int, height: int, smallest: float) -> list[int]:

@@ -65,29 +65,55 @@ class CompareConfig:
         None, "CSV with the true labels of the test photos", group=_INPUT, example="--test test.csv"
     )
     least_positives: int = option(
-        10, "classes with fewer positives among the test photos are not judged", group=_INPUT, unit="photos"
+        10,
+        "classes with fewer positives among the test photos are not judged",
+        group=_INPUT,
+        unit="photos",
+        example="--least-positives 20",
     )
     methods: str = option(
         "all", "methods to compare, joined by commas", group=_TRAINING, example="--methods cdul,soft,an"
     )
     seeds: str = option("0,1,2", "seeds, joined by commas", group=_TRAINING, example="--seeds 0,1")
     epochs: int | None = option(
-        None, "epochs of every method; without it each recipe's own", group=_TRAINING, example="--epochs 10"
+        None,
+        "epochs of every method; without it each recipe's own",
+        group=_TRAINING,
+        unit="epochs",
+        example="--epochs 10",
     )
-    batch_size: int = option(64, "photos a step", group=_TRAINING, unit="photos")
+    batch_size: int = option(64, "photos a step", group=_TRAINING, unit="photos", example="--batch-size 128")
     expected_positives: float = option(
         1.5,
         "positives a photo that EPR, ROLE and G2NetPL expect (the paper has 1.5 on VOC 2012)",
         group=_TRAINING,
+        example="--expected-positives 2.9",
     )
     backbone: str = option(
         "efficientnet_lite0", "timm or torchvision model", group=_TRAINING, example="--backbone resnet50"
     )
-    weights: str = option("auto", "auto, none or a weights file", group=_TRAINING)
-    image_size: int = option(256, "side of the backbone's input", group=_TRAINING, unit="pixels")
-    map_grid: int = option(4, "side of the stored feature maps (SST and SARB)", group=_TRAINING, unit="cells")
-    out: str = option("build/compare", "folder for models and results", group=_OUTPUT)
-    threads: int | None = option(None, "CPU threads; without it all cores", group=_OUTPUT, free=True)
+    weights: str = option("auto", "auto, none or a weights file", group=_TRAINING, example="--weights none")
+    image_size: int = option(
+        256, "side of the backbone's input", group=_TRAINING, unit="pixels", example="--image-size 224"
+    )
+    map_grid: int = option(
+        4,
+        "side of the stored feature maps (SST and SARB)",
+        group=_TRAINING,
+        unit="cells",
+        example="--map-grid 7",
+    )
+    out: str = option(
+        "build/compare", "folder for models and results", group=_OUTPUT, example="--out build/other"
+    )
+    threads: int | None = option(
+        None,
+        "CPU threads; without it all cores",
+        group=_OUTPUT,
+        unit="threads",
+        example="--threads 4",
+        free=True,
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming the flag."""

@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 from cdul_fast.cli import option
+from cdul_fast.data.datasets import Difficult
 from cdul_fast.errors import ConfigError
 
 _INPUT, _LABELS, _METHOD = "Input", "Labels", "Method"
@@ -29,7 +30,9 @@ class TrainConfig:
         group=_INPUT,
         example="--truth train.csv",
     )
-    truth_split: str | None = option(None, "split of a VOC or NUS-WIDE --truth", group=_INPUT)
+    truth_split: str | None = option(
+        None, "split of a VOC or NUS-WIDE --truth", group=_INPUT, example="--truth-split train"
+    )
     val: str | None = option(
         None,
         "photos with true labels to evaluate on each epoch: CSV, VOC folder, COCO file, NUS-WIDE folder",
@@ -46,11 +49,25 @@ class TrainConfig:
         example="--val-images val/",
     )
     least_positives: int = option(
-        1, "classes with fewer positives in --val are not judged", group=_INPUT, unit="photos"
+        1,
+        "classes with fewer positives in --val are not judged",
+        group=_INPUT,
+        unit="photos",
+        example="--least-positives 10",
+    )
+
+    difficult: Difficult = option(
+        "absent",
+        "what a VOC class counts as in --truth and --val where all its objects are marked difficult",
+        group=_INPUT,
+        example="--difficult present",
     )
 
     aggregator: Literal["global", "mean", "max", "cdul"] | None = option(
-        None, "compute soft labels anew from the stored cosines; without it the run's own", group=_LABELS
+        None,
+        "compute soft labels anew from the stored cosines; without it the run's own",
+        group=_LABELS,
+        example="--aggregator mean",
     )
     label_scale: float | None = option(
         None,
@@ -58,9 +75,14 @@ class TrainConfig:
         group=_LABELS,
         example="--label-scale 50",
     )
-    zeta: float | None = option(None, "bound of the aggregator; without it the run's own", group=_LABELS)
+    zeta: float | None = option(
+        None, "bound of the aggregator; without it the run's own", group=_LABELS, example="--zeta 0.5"
+    )
     lam: float | None = option(
-        None, "fusion of global and local scores; without it the run's own", group=_LABELS
+        None,
+        "fusion of global and local scores; without it the run's own",
+        group=_LABELS,
+        example="--lam 0.5",
     )
     observe: str | None = option(
         None,
@@ -78,7 +100,11 @@ class TrainConfig:
         example="--method-options sigma=0.3,step=0.1",
     )
     expected_positives: float = option(
-        1.5, "positives a photo that EPR, ROLE and G2NetPL expect", group=_METHOD, unit="labels"
+        1.5,
+        "positives a photo that EPR, ROLE and G2NetPL expect",
+        group=_METHOD,
+        unit="labels",
+        example="--expected-positives 2.9",
     )
 
     backbone: str = option(
@@ -93,87 +119,176 @@ class TrainConfig:
     freeze_backbone: bool = option(
         False, "extract features once and train the head alone", group=_NETWORK, example="--freeze-backbone"
     )
-    image_size: int = option(448, "side of the network's input", group=_NETWORK, unit="pixels")
+    image_size: int = option(
+        448, "side of the network's input", group=_NETWORK, unit="pixels", example="--image-size 224"
+    )
     fit: Literal["squash", "center_crop", "letterbox"] = option(
-        "squash", "how a photo becomes a square", group=_NETWORK
+        "squash", "how a photo becomes a square", group=_NETWORK, example="--fit center_crop"
     )
     map_grid: int = option(
-        4, "side of stored feature maps (SST and SARB with --freeze-backbone)", group=_NETWORK, unit="cells"
+        4,
+        "side of stored feature maps (SST and SARB with --freeze-backbone)",
+        group=_NETWORK,
+        unit="cells",
+        example="--map-grid 7",
     )
-    dropout: float = option(0.0, "dropout before the classifier", group=_NETWORK)
-    channels_last: bool = option(False, "memory layout that convolutions often like", group=_NETWORK)
-    compile: bool = option(False, "compile the network with torch.compile", group=_NETWORK)
+    dropout: float = option(0.0, "dropout before the classifier", group=_NETWORK, example="--dropout 0.5")
+    channels_last: bool = option(
+        False, "memory layout that convolutions often like", group=_NETWORK, example="--channels-last"
+    )
+    compile: bool = option(
+        False, "compile the network with torch.compile", group=_NETWORK, example="--compile"
+    )
 
     epochs: int | None = option(
-        None, "epochs; without it 20, or the measured recipe's with --freeze-backbone", group=_TRAINING
+        None,
+        "epochs; without it 20, or the measured recipe's with --freeze-backbone",
+        group=_TRAINING,
+        unit="epochs",
+        example="--epochs 10",
     )
     batch_size: int | None = option(
         None,
         "photos a step, all processes together; without it 8, or 64 with --freeze-backbone",
         group=_TRAINING,
+        unit="photos",
+        example="--batch-size 32",
     )
-    accumulate: int = option(1, "batches whose gradients make one step", group=_TRAINING, unit="batches")
+    accumulate: int = option(
+        1, "batches whose gradients make one step", group=_TRAINING, unit="batches", example="--accumulate 4"
+    )
     optimizer: Literal["adam", "adamw", "sgd"] | None = option(
-        None, "without it adam, or adamw with --freeze-backbone", group=_TRAINING
+        None, "without it adam, or adamw with --freeze-backbone", group=_TRAINING, example="--optimizer sgd"
     )
     lr: float | None = option(
         None,
         "learning rate; without it 1e-5, or the measured recipe's with --freeze-backbone",
         group=_TRAINING,
+        example="--lr 1e-4",
     )
-    head_lr_factor: float = option(1.0, "the head learns at --lr times this", group=_TRAINING)
+    head_lr_factor: float = option(
+        1.0, "the head learns at --lr times this", group=_TRAINING, example="--head-lr-factor 10"
+    )
     weight_decay: float | None = option(
-        None, "without it 0, or the measured recipe's with --freeze-backbone", group=_TRAINING
+        None,
+        "without it 0, or the measured recipe's with --freeze-backbone",
+        group=_TRAINING,
+        example="--weight-decay 1e-4",
     )
     schedule: Literal["constant", "cosine", "step"] | None = option(
         None,
         "learning rate over time; without it constant, or cosine with --freeze-backbone",
         group=_TRAINING,
+        example="--schedule cosine",
     )
-    warmup_share: float = option(0.0, "share of all steps over which the rate rises", group=_TRAINING)
-    ema: float = option(0.0, "decay of the moving average of weights; 0 for none", group=_TRAINING)
+    warmup_share: float = option(
+        0.0, "share of all steps over which the rate rises", group=_TRAINING, example="--warmup-share 0.05"
+    )
+    ema: float = option(
+        0.0, "decay of the moving average of weights; 0 for none", group=_TRAINING, example="--ema 0.999"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "arithmetic of the network in training", group=_TRAINING
+        "fp32", "arithmetic of the network in training", group=_TRAINING, example="--precision bf16"
     )
-    flip: bool = option(True, "flip training photos at random", group=_TRAINING)
+    flip: bool = option(True, "flip training photos at random", group=_TRAINING, example="--no-flip")
     crop_scale: float = option(
-        1.0, "smallest share of a photo's area that a random training crop keeps; 1 for none", group=_TRAINING
+        1.0,
+        "smallest share of a photo's area that a random training crop keeps; 1 for none",
+        group=_TRAINING,
+        example="--crop-scale 0.3",
     )
 
     out: str | None = option(
         None, "folder of the model; unfinished training in it goes on", group=_OUTPUT, example="--out model/"
     )
-    overwrite: bool = option(False, "delete the model in --out and start again", group=_OUTPUT, free=True)
+    overwrite: bool = option(
+        False,
+        "delete the model in --out and start again",
+        group=_OUTPUT,
+        example="--overwrite",
+        free=True,
+    )
     checkpoint_every: int = option(
         200,
         "steps between checkpoints; one is written after each epoch too",
         group=_OUTPUT,
         unit="steps",
+        example="--checkpoint-every 50",
         free=True,
     )
     tensorboard: bool = option(
-        True, "write TensorBoard logs, where it is installed", group=_OUTPUT, free=True
+        True,
+        "write TensorBoard logs, where it is installed",
+        group=_OUTPUT,
+        example="--no-tensorboard",
+        free=True,
     )
     cam_photos: int = option(
-        4, "photos whose class activation maps are kept", group=_OUTPUT, unit="photos", free=True
+        4,
+        "photos whose class activation maps are kept",
+        group=_OUTPUT,
+        unit="photos",
+        example="--cam-photos 8",
+        free=True,
     )
     cam_every: int = option(
-        5, "epochs between class activation maps", group=_OUTPUT, unit="epochs", free=True
+        5,
+        "epochs between class activation maps",
+        group=_OUTPUT,
+        unit="epochs",
+        example="--cam-every 1",
+        free=True,
     )
-    report: bool = option(True, "write report.html at the end", group=_OUTPUT, free=True)
+    report: bool = option(
+        True,
+        "write report.html at the end",
+        group=_OUTPUT,
+        example="--no-report",
+        free=True,
+    )
     cache_dir: str | None = option(
-        None, "folder for extracted features; without it features/ in --out", group=_OUTPUT, free=True
+        None,
+        "folder for extracted features; without it features/ in --out",
+        group=_OUTPUT,
+        example="--cache-dir /tmp/features",
+        free=True,
     )
 
-    seed: int = option(0, "decides every random draw", group=_RUNNING)
+    seed: int = option(0, "decides every random draw", group=_RUNNING, example="--seed 1")
     deterministic: bool = option(
-        False, "the same weights every time, on the same machine with the same threads", group=_RUNNING
+        False,
+        "the same weights every time, on the same machine with the same threads",
+        group=_RUNNING,
+        example="--deterministic",
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train", group=_RUNNING, free=True)
-    threads: int | None = option(None, "CPU threads; without it all cores", group=_RUNNING, free=True)
-    quiet: bool = option(False, "no line per epoch", group=_RUNNING, free=True)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto",
+        "where to train",
+        group=_RUNNING,
+        example="--device cpu",
+        free=True,
+    )
+    threads: int | None = option(
+        None,
+        "CPU threads; without it all cores",
+        group=_RUNNING,
+        unit="threads",
+        example="--threads 4",
+        free=True,
+    )
+    quiet: bool = option(
+        False,
+        "no line per epoch",
+        group=_RUNNING,
+        example="--quiet",
+        free=True,
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option(
-        "info", "detail of train.log; debug also shows tracebacks", group=_RUNNING, free=True
+        "info",
+        "detail of train.log; debug also shows tracebacks",
+        group=_RUNNING,
+        example="--log-level debug",
+        free=True,
     )
 
     def __post_init__(self) -> None:

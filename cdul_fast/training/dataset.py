@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cdul_fast.data.datasets import Difficult
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_dir import Run
 from cdul_fast.data.sources import open_source
@@ -54,6 +55,7 @@ def training_set(
     *,
     truth: str | None = None,
     truth_split: str | None = None,
+    difficult: Difficult = "absent",
     aggregator: str | None = None,
     scale: float | None = None,
     zeta: float | None = None,
@@ -66,6 +68,7 @@ def training_set(
         truth: True labels: CSV, VOC folder, COCO file or NUS-WIDE folder; photos that it does not name count
             as unjudged.
         truth_split: Split of a VOC or NUS-WIDE truth.
+        difficult: What a VOC class counts as where all its objects are marked difficult.
         aggregator: With any of the next three: recompute soft labels from the stored cosines.
         scale: Softmax scale.
         zeta: Bound of the aggregator.
@@ -87,7 +90,7 @@ def training_set(
         )
     targets = None
     if truth is not None:
-        known = load_truth(truth, split=truth_split)
+        known = load_truth(truth, split=truth_split, difficult=difficult)
         if not match_classes(run.classes, known.names):
             raise ConfigError(f"{truth} and {show_path(run.path)} share no class")
         alignment = align(paths, known, root=str(run.root))
@@ -134,7 +137,11 @@ def _data_set(
 
 
 def labelled_photos(
-    file: str, classes: tuple[str, ...], images: str | None = None, split: str | None = None
+    file: str,
+    classes: tuple[str, ...],
+    images: str | None = None,
+    split: str | None = None,
+    difficult: Difficult = "absent",
 ) -> LabelledPhotos:
     """Photos with labels: a CSV of ``image`` and ``labels``, or a VOC, COCO or NUS-WIDE data set.
 
@@ -144,11 +151,12 @@ def labelled_photos(
         images: Folder the names count from; without it the CSV's own, or the folder of the CSV's name
             beside it (``test/`` beside ``test.csv``).
         split: Split of a VOC or NUS-WIDE data set.
+        difficult: What a VOC class counts as where all its objects are marked difficult.
 
     Raises:
         ConfigError: No photo is found, or no class is shared.
     """
-    known = load_truth(file, split=split)
+    known = load_truth(file, split=split, difficult=difficult)
     if not match_classes(classes, known.names):
         raise ConfigError(f"{file} shares no class with the training set")
     path = Path(file)

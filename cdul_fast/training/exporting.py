@@ -28,12 +28,15 @@ class ExportConfig:
     """Export a trained classifier, and check that the exported model gives the same probabilities."""
 
     model: str | None = option(None, "model directory that train wrote", group="Input", example="model/")
-    which: Literal["best", "last"] = option("best", "which weights of the model", group="Input")
-    format: Literal["onnx", "openvino"] = option("onnx", "what to export to", group="Output")
+    which: Literal["best", "last"] = option(
+        "best", "which weights of the model", group="Input", example="--which last"
+    )
+    format: Literal["onnx", "openvino"] = option(
+        "onnx", "what to export to", group="Output", example="--format openvino"
+    )
     out: str | None = option(
         None, "file to write (.onnx, or .xml for openvino); without it model.onnx or model.xml in the model "
-        "directory", group="Output",
-    )  # fmt: skip
+        "directory", group="Output", example="--out model.onnx")  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse what cannot be exported, naming the flag."""

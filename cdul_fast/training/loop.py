@@ -23,6 +23,12 @@ from cdul_fast.training.methods.base import Batch, Method, Output
 from cdul_fast.training.optim import MovingAverage, learning_rate_factor, make_optimizer
 
 _EVALUATION_BATCH = 256
+STAGES = ("load", "forward", "backward", "step", "labels", "evaluate")
+"""What the loop's time is counted by; they follow one another, so they add up to the time of training.
+
+``load`` is waiting for photos (the readers work meanwhile), ``labels`` the method's move after an epoch. On
+a GPU the queue of work makes forward and backward blur into each other; each step waits for its loss.
+"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ class Loop:
         self.settings = settings
         self.world = world or World()
         self.position = Position()
-        self.seconds = {"load": 0.0, "train": 0.0, "labels": 0.0, "evaluate": 0.0}
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.photos = 0  # trained on so far, each as often as it was
         self._run = run_network or network
         own = method.modules()
         head = [*network.head.parameters(), *(own.parameters() if own is not None else ())]
@@ -167,24 +174,23 @@ class Loop:
         everything = self.epoch_rows(epoch)
         todo = everything[position.step * settings.accumulate :]
         inputs = self.data.read([self.world.share(rows) for rows in todo], epoch, train=True)
-        waited, start = self.data.waited, time.perf_counter()
         self.network.train()
         made: list[tuple[Output, Batch]] = []
-        for place, (rows, images) in enumerate(zip(todo, inputs, strict=True), 1):
+        for place, rows in enumerate(todo, 1):
+            with self._timed("load"):
+                images = next(inputs)
             self._seed(_mix(settings.seed, epoch, position.step, place, self.world.rank))
             group = min(settings.accumulate, len(everything) - position.step * settings.accumulate)
             made.append(self._forward_backward(rows, images, epoch, group))
             if len(made) == group:
-                self._step(made)
+                with self._timed("step"):
+                    self._step(made)
                 made = []
                 if after_step is not None:
                     after_step()
-        spent = time.perf_counter() - start
-        self.seconds["load"] += self.data.waited - waited
-        self.seconds["train"] += spent - (self.data.waited - waited)
-        start = time.perf_counter()
-        self.method.after_epoch(epoch, self.sweep)
-        self.seconds["labels"] += time.perf_counter() - start
+        next(inputs, None)  # lets the readers end
+        with self._timed("labels"):
+            self.method.after_epoch(epoch, self.sweep)
         position.epoch, position.step = epoch, 0
 
     def close_epoch(self, more: dict[str, Any]) -> dict[str, Any]:
@@ -202,13 +208,16 @@ class Loop:
     def _forward_backward(self, rows: Tensor, images: Tensor, epoch: int, group: int) -> tuple[Output, Batch]:
         scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
         batch = Batch(rows.to(self.world.device), epoch, self.world.size * group / scale)
-        with self._autocast():
-            own = self._run(images)
-        output = self.world.gather(_to_float(own), len(rows))
-        loss = self.method.loss(output, self.method.targets(batch), batch)
-        scaled: Any = self.scaler.scale(loss / (self.world.size * group))
-        scaled.backward()
-        self.position.loss_sum += float(loss.detach()) / group
+        self.photos += len(rows)
+        with self._timed("forward"):
+            with self._autocast():
+                own = self._run(images)
+            output = self.world.gather(_to_float(own), len(rows))
+            loss = self.method.loss(output, self.method.targets(batch), batch)
+        with self._timed("backward"):
+            scaled: Any = self.scaler.scale(loss / (self.world.size * group))
+            scaled.backward()
+            self.position.loss_sum += float(loss.detach()) / group
         detached = None if output.class_features is None else output.class_features.detach()
         return Output(output.logits.detach(), detached), batch
 
@@ -248,11 +257,18 @@ class Loop:
 
     def predict(self, data: Batches) -> np.ndarray:
         """Probabilities [N, C] float32 of the best network."""
-        start = time.perf_counter()
         network = self.best_network
-        logits = [output.logits.cpu() for _, output in self.outputs(data, network)]
-        self.seconds["evaluate"] += time.perf_counter() - start
+        with self._timed("evaluate"):
+            logits = [output.logits.cpu() for _, output in self.outputs(data, network)]
         return np.asarray(torch.cat(logits).sigmoid().numpy(), np.float32)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
 
     def _seed(self, number: int) -> None:
         """Seed the generators of this device (``torch.manual_seed`` costs more than a step of a head)."""

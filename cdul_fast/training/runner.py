@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,10 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from cdul_fast import __version__
+from cdul_fast.data.lock import locked
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_dir import open_run
-from cdul_fast.data.sinks import replacing
+from cdul_fast.data.sinks import replacing, write_json
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.local_engine import available_cores
+from cdul_fast.run_log import logging_to, peak_memory_mib, versions
 from cdul_fast.training.backbones import Backbone, create_backbone
 from cdul_fast.training.batches import Batches, PhotoBatches, StoredBatches
 from cdul_fast.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint, save_network
@@ -27,9 +32,9 @@ from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_pho
 from cdul_fast.training.distributed import World, join_world, leave_world
 from cdul_fast.training.features import extract_features
 from cdul_fast.training.latent import LatentLabels
-from cdul_fast.training.loop import Loop, LoopSettings, Network, mean_average_precision
+from cdul_fast.training.loop import STAGES, Loop, LoopSettings, Network, mean_average_precision
 from cdul_fast.training.methods import Method, Problem, create_method, method_class
-from cdul_fast.training.model_dir import BACKBONE, ModelInfo, write_info
+from cdul_fast.training.model_dir import BACKBONE, FORMAT, ModelInfo, write_info
 from cdul_fast.training.observe import observe
 from cdul_fast.training.recipes import Recipe, default_budget, recipe
 from cdul_fast.training.watch import Watch
@@ -43,8 +48,9 @@ class TrainResult:
 
     Attributes:
         path: The model directory.
-        history: One entry per epoch: loss, rate, and what was evaluated.
-        seconds: By stage: load (waiting for photos), train, labels, evaluate, features.
+        history: One entry per epoch: loss, rate, time by stage, and what was evaluated.
+        seconds: Of this call by stage: features, and the stages of the loop, which follow one another.
+        busy: Of this call, seconds of the threads that decode and augment ahead of the loop, all together.
         limiting_stage: The stage that took longest.
         leads: Whether this process is the first of those that trained together.
     """
@@ -52,6 +58,7 @@ class TrainResult:
     path: Path
     history: list[dict[str, Any]]
     seconds: dict[str, float]
+    busy: dict[str, float]
     limiting_stage: str
     leads: bool = True
 
@@ -92,13 +99,19 @@ class _Session:
         assert config.run is not None and config.out is not None
         self.config, self.world = config, world
         self.folder = Path(config.out)
+        self.start = time.monotonic()
         self.feature_seconds = 0.0
+        self.steps = 0  # of the optimiser, in this call
 
     def run(self) -> TrainResult:
+        with contextlib.ExitStack() as stack:
+            if self.world.leads:
+                self._open_folder(stack)
+            return self._run()
+
+    def _run(self) -> TrainResult:
         config, world = self.config, self.world
         _set_up(config)
-        if world.leads:
-            self._open_folder()
         world.barrier()
         chosen = _resolve(config)
         assert config.run is not None
@@ -106,6 +119,7 @@ class _Session:
             open_run(config.run),
             truth=config.truth,
             truth_split=config.truth_split,
+            difficult=config.difficult,
             aggregator=config.aggregator,
             scale=chosen.label_scale if config.label_scale is None else config.label_scale,
             zeta=config.zeta,
@@ -113,7 +127,9 @@ class _Session:
         )
         val = None
         if config.val is not None:
-            val = labelled_photos(config.val, data.classes, config.val_images, config.val_split)
+            val = labelled_photos(
+                config.val, data.classes, config.val_images, config.val_split, config.difficult
+            )
         torch.manual_seed(config.seed)  # a backbone without weights starts at random
         backbone = create_backbone(config.backbone, config.weights)
         batches, val_batches = self._inputs(backbone, data, val)
@@ -147,12 +163,17 @@ class _Session:
         self._train(loop, data, val, val_batches, watch)
         return self._finish(loop, data, watch)
 
-    def _open_folder(self) -> None:
-        """Make the folder, or check that what is in it began with the same settings."""
+    def _open_folder(self, stack: contextlib.ExitStack) -> None:
+        """Make the folder, lock it and log into it; check that what is in it began with the same settings."""
         config, folder = self.config, self.folder
-        if config.overwrite and folder.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CdulError(f"cannot make the folder {show_path(folder)}: {error.strerror}") from None
+        stack.enter_context(locked(folder))
+        if config.overwrite:
             _delete_model(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(logging_to(folder / "train.log", config))
         record = folder / "config.json"
         fixed = {name: value for name, value in config.to_dict().items() if name in config.fixed_fields()}
         if record.is_file():
@@ -259,6 +280,7 @@ class _Session:
         since = [0]
 
         def after_step() -> None:
+            self.steps += 1
             since[0] += 1
             if since[0] >= config.checkpoint_every:
                 since[0] = 0
@@ -267,17 +289,23 @@ class _Session:
 
         first = loop.method.labels().cpu().numpy().copy()
         while loop.position.epoch < loop.settings.epochs:
-            start = time.perf_counter()
+            start, before = time.perf_counter(), dict(loop.seconds)
             loop.train_epoch(after_step)
             since[0] = 0
+            if not np.isfinite(loop.position.loss_sum):
+                raise CdulError(
+                    f"the loss of epoch {loop.position.epoch} is not a finite number: training diverged; "
+                    "start again with a lower --lr"
+                )
             more: dict[str, Any] = label_figures(loop.method.labels().cpu().numpy(), first, data.truth)
             if val is not None and val_batches is not None:
                 score, per_class = mean_average_precision(
                     loop.predict(val_batches), val.truth, config.least_positives
                 )
-                more["map"] = score
+                more["map"] = score if np.isfinite(score) else None
                 more["ap"] = [None if np.isnan(value) else float(value) for value in per_class]
             more["seconds"] = round(time.perf_counter() - start, 3)
+            more["stages"] = {stage: round(loop.seconds[stage] - before[stage], 3) for stage in STAGES}
             entry = loop.close_epoch(more)
             if world.leads:
                 scores = [one.get("map") for one in loop.position.history]
@@ -291,21 +319,51 @@ class _Session:
                 watch.epoch(loop, entry)
             world.barrier()
             self._say(_epoch_line(entry, loop.settings.epochs))
+            if world.leads:
+                spent = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in more["stages"].items())
+                logger.info("epoch %d, seconds: %s", entry["epoch"], spent)
 
     def _finish(self, loop: Loop, data: TrainingSet, watch: Watch) -> TrainResult:
         seconds = {"features": self.feature_seconds, **loop.seconds}
         limiting = max(seconds, key=lambda stage: seconds[stage])
+        result = TrainResult(
+            self.folder, loop.position.history, seconds, dict(loop.data.busy), limiting, self.world.leads
+        )
         if self.world.leads:
-            content = {
-                "history": loop.position.history,
-                "classes": list(data.classes),
-                "seconds": seconds,
-                "limiting_stage": limiting,
-            }
-            with replacing(self.folder / "history.json") as temporary:
-                temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            # A call that found everything done leaves the record of the one that did it.
+            if self.steps or not (self.folder / "run.json").is_file():
+                self._write_record(loop, data, result)
             watch.finish()
-        return TrainResult(self.folder, loop.position.history, seconds, limiting, self.world.leads)
+        return result
+
+    def _write_record(self, loop: Loop, data: TrainingSet, result: TrainResult) -> None:
+        stages = {stage: round(value, 4) for stage, value in {**result.seconds, **result.busy}.items()}
+        content = {
+            "history": result.history,
+            "classes": list(data.classes),
+            "seconds": result.seconds,
+            "limiting_stage": result.limiting_stage,
+        }
+        write_json(self.folder / "history.json", content)
+        spent = sum(loop.seconds[stage] for stage in ("load", "forward", "backward", "step"))
+        record = {
+            "format": FORMAT,
+            "version": __version__,
+            "config": self.config.to_dict(),
+            "photos": len(data.photos),
+            "steps": self.steps,
+            "stages": stages,
+            "limiting_stage": result.limiting_stage,
+            "images_per_second": round(loop.photos / spent, 3) if spent else 0.0,
+            "seconds": round(time.monotonic() - self.start, 3),
+            "peak_memory_mib": round(peak_memory_mib(), 1),
+            "threads": self.config.threads or available_cores(),
+            "processes": self.world.size,
+            "device": str(self.world.device),
+            "versions": versions(),
+        }
+        write_json(self.folder / "run.json", record)
+        logger.info("summary %s", json.dumps({key: record[key] for key in ("stages", "limiting_stage")}))
 
     def _say(self, text: str) -> None:
         if self.world.leads:
@@ -321,7 +379,8 @@ def label_figures(labels: np.ndarray, first: np.ndarray, truth: np.ndarray | Non
         "label_changed": float(((labels >= 0.5) != (first >= 0.5)).mean()),
     }
     if truth is not None:
-        figures["label_map"] = mean_average_precision(labels, truth)[0]
+        score = mean_average_precision(labels, truth)[0]
+        figures["label_map"] = score if np.isfinite(score) else None
     return figures
 
 
@@ -382,9 +441,11 @@ def _delete_model(folder: Path) -> None:
     Raises:
         CdulError: The folder holds files but no model.
     """
-    if not (folder / "config.json").is_file() and any(folder.iterdir()):
+    found = [path for path in folder.iterdir() if not path.name.startswith(".lock")]
+    if found and not (folder / "config.json").is_file():
         raise CdulError(f"{show_path(folder)} is not a model directory; --overwrite deletes only such")
-    for pattern in ("*.safetensors", "latent-*", "model.json", "history.json", "observed.npz", "report.html"):
+    names = ("model.json", "history.json", "run.json", "observed.npz", "report.html", "train.log")
+    for pattern in ("*.safetensors", "latent-*", *names):
         for path in folder.glob(pattern):
             path.unlink()
     for name in ("tensorboard", "cams"):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,105 @@ def test_two_processes_equal_one(toy_run, tmp_path, method):
     if method == "cdul":
         first, second = (np.fromfile(next(f.glob("latent-*.f32")), "<f4") for f in (one, two))
         assert np.abs(first - second).max() < 1e-4
+
+
+def test_the_log_goes_on_over_resumed_training(toy_run, tmp_path):
+    out = tmp_path / "m"
+    train_on_run(config(toy_run, out, backbone="test_resnet", freeze_backbone=True, epochs=2, lr=1e-3))
+    log = (out / "train.log").read_text()
+    for part in (
+        "settings {",
+        "epoch 1/2, loss",
+        "epoch 2, seconds: load",
+        "features of 36 photos",
+        "summary",
+    ):
+        assert part in log, log
+    train_on_run(config(toy_run, out, backbone="test_resnet", freeze_backbone=True, epochs=2, lr=1e-3))
+    again = (out / "train.log").read_text()
+    assert again.startswith(log) and "going on after epoch 2" in again
+    train_on_run(
+        config(toy_run, out, backbone="test_resnet", freeze_backbone=True, epochs=1, lr=1e-3, overwrite=True)
+    )
+    assert "going on" not in (out / "train.log").read_text()
+
+
+def test_a_second_training_on_the_folder_refuses(toy_run, tmp_path):
+    from cdul_fast.data.lock import locked
+
+    out = tmp_path / "m"
+    out.mkdir()
+    with locked(out), pytest.raises(CdulError, match=r"another run is writing to .*m \(process \d+\)"):
+        train_on_run(config(toy_run, out, epochs=1, overwrite=True))
+    assert not (out / "config.json").exists() and not (out / "train.log").exists()
+    train_on_run(config(toy_run, out, epochs=1))  # the lock is free again
+
+
+def test_the_record_tells_the_time_by_stage(toy_run, tmp_path, monkeypatch):
+    from cdul_fast.training import batches
+
+    real = batches.read_pixels
+
+    def slow(path):
+        time.sleep(0.01)
+        return real(path)
+
+    monkeypatch.setattr(batches, "read_pixels", slow)
+    out = tmp_path / "m"
+    result = train_on_run(
+        config(toy_run, out, backbone="test_resnet", image_size=32, epochs=2, val=str(toy_run / "val.csv"))
+    )
+    record = json.loads((out / "run.json").read_text())
+    stages = record["stages"]
+    assert stages.keys() == {
+        *("features", "load", "forward", "backward", "step", "labels", "evaluate", "decode", "augment")
+    }
+    # Every photo is read once an epoch; the readers run ahead, so waiting for them is part of that time.
+    assert stages["decode"] >= 2 * 36 * 0.01 and stages["augment"] > 0
+    assert stages["load"] > 0.3 and record["limiting_stage"] in ("load", "evaluate", "labels")
+    assert all(stages[name] > 0 for name in ("forward", "backward", "step", "evaluate"))
+    in_a_row = sum(result.seconds.values())
+    assert 0.5 * record["seconds"] < in_a_row <= record["seconds"]
+    assert record["photos"] == 36 and record["steps"] == 2 * 5
+    epochs = json.loads((out / "history.json").read_text())["history"]
+    for stage in ("load", "forward", "backward", "evaluate"):
+        total = sum(entry["stages"][stage] for entry in epochs)
+        assert total == pytest.approx(result.seconds[stage], abs=0.01)
+    before = (out / "run.json").read_bytes()
+    train_on_run(
+        config(toy_run, out, backbone="test_resnet", image_size=32, epochs=2, val=str(toy_run / "val.csv"))
+    )
+    assert (out / "run.json").read_bytes() == before, "a call without work keeps the record of the work"
+
+
+def test_training_that_diverges_says_so(toy_run, tmp_path):
+    wild = {"optimizer": "sgd", "lr": 100.0, "weight_decay": 100.0, "epochs": 3, "image_size": 32}
+    with pytest.raises(CdulError, match=r"loss of epoch \d is not a finite number"):
+        train_on_run(config(toy_run, tmp_path / "m", backbone="test_resnet", **wild))
+
+
+def voc_folder(base: Path, photos: Path, count: int) -> Path:
+    """Photos as a VOC data set of one split, in which every ``red`` is marked difficult."""
+    root = base / "VOC2012"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    ids = [f"val_{number:03d}" for number in range(count)]
+    (root / "ImageSets" / "Main" / "val.txt").write_text("\n".join(ids))
+    for one in ids:
+        (root / "JPEGImages" / f"{one}.jpg").write_bytes((photos / f"{one}.png").read_bytes())
+        objects = [("person", 0), ("dog", 1)]
+        marks = "".join(
+            f"<object><name>{name}</name><difficult>{hard}</difficult></object>" for name, hard in objects
+        )
+        (root / "Annotations" / f"{one}.xml").write_text(f"<annotation>{marks}</annotation>")
+    return root
+
+
+@pytest.mark.parametrize(("given", "dogs"), [("absent", 0), ("present", 6), ("ignore", -6)])
+def test_difficult_objects_count_as_asked(toy_run, tmp_path, given, dogs):
+    from cdul_fast.training.dataset import labelled_photos
+
+    root = voc_folder(tmp_path, toy_run / "val", 6)
+    found = labelled_photos(str(root), ("person", "dog"), None, "val", given)
+    assert len(found.photos) == 6 and all(photo.is_file() for photo in found.photos)
+    assert found.truth.sum(0).tolist() == [6, dogs]

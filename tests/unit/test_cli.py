@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Sequence
 
 import pytest
 
 from cdul_fast.cli import Terminated, build_parser, option, parse_config, run_main
-from cdul_fast.config import LabelConfig
+from cdul_fast.config import LabelConfig, PredictConfig
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.score_configs import CompareLabelsConfig, EvaluateConfig, RelabelConfig
+from cdul_fast.training.comparison import CompareConfig
+from cdul_fast.training.config import TrainConfig
+from cdul_fast.training.exporting import ExportConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +55,47 @@ def test_help_shows_group_unit_default_and_example() -> None:
     assert "default: yes; example: --no-bright" in text
 
 
-def test_every_setting_of_label_is_explained() -> None:
+COMMANDS: dict[type, tuple[str, ...]] = {
+    LabelConfig: ("source",),
+    PredictConfig: ("model", "source"),
+    TrainConfig: ("run",),
+    CompareConfig: (),
+    ExportConfig: ("model",),
+    EvaluateConfig: ("run",),
+    RelabelConfig: ("run",),
+    CompareLabelsConfig: ("run",),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_is_explained_by_a_working_example(command: type) -> None:
+    positionals = COMMANDS[command]
+    parser = build_parser(command, "prog", positionals)
     # Without spaces: lines may break behind any hyphen.
-    text = "".join(build_parser(LabelConfig, "prog", ("source",)).format_help().split())
-    for field in dataclasses.fields(LabelConfig):
+    text = "".join(parser.format_help().split())
+    for field in dataclasses.fields(command):
         assert field.metadata["help"], field.name
-        assert field.metadata["example"], field.name
-        flag = "--" + field.name.replace("_", "-")
-        assert flag in text or field.name == "source"
-        assert f"example:{field.metadata['example']}".replace(" ", "") in text
+        example = field.metadata["example"]
+        assert example, field.name
+        assert f"example:{example}".replace(" ", "") in text
+        if field.name in positionals:
+            assert not example.startswith("--"), field.name
+            continue
+        words = shlex.split(example)
+        negated = words[0].removeprefix("--no-") if words[0].startswith("--no-") else None
+        name = (negated or words[0].removeprefix("--")).replace("-", "_")
+        assert name == field.name, "the example of one flag shows another"
+        given = parser.parse_args(words, defaults=False).as_dict()
+        assert given[field.name] != field.default, f"the example of {words[0]} changes nothing"
+
+
+@pytest.mark.parametrize("command", [TrainConfig, CompareConfig, PredictConfig])
+def test_numbers_that_count_something_say_what(command: type) -> None:
+    hints = typing.get_type_hints(command)
+    for field in dataclasses.fields(command):
+        whole = hints[field.name] in (int, int | None)
+        if whole and field.name not in ("seed", "threads"):
+            assert field.metadata["unit"], field.name
 
 
 @pytest.mark.parametrize(
