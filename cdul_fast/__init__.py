@@ -20,7 +20,7 @@ _EXPORTS: dict[str, str] = {
     "LabelConfig": "cdul_fast.config",
     "LabelResult": "cdul_fast.pipeline",
     "LabelSettings": "cdul_fast.pseudo_labels",
-    "PredictConfig": "cdul_fast.config",
+    "PredictConfig": "cdul_fast.predict_config",
     "Run": "cdul_fast.data.run_dir",
     "TrainConfig": "cdul_fast.training.config",
     "compare_label_quality": "cdul_fast.label_comparison",

@@ -1,4 +1,4 @@
-"""Settings of the label and predict commands: a flat frozen dataclass each, documented field by field."""
+"""Settings of the label command: one flat frozen dataclass, documented field by field."""
 
 from __future__ import annotations
 
@@ -104,6 +104,7 @@ class LabelConfig:
         "further attempts to read from a URL, each after twice the wait of the one before; a photo that "
         "still cannot be read gets the status missing",
         group=_INPUT,
+        unit="retries",
         example="--read-retries 8",
         free=True,
     )
@@ -325,10 +326,10 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the flag."""
-        _check_literals(self)
-        for name, low, high in _RANGES:
-            _check_range(self, name, low, high)
-        _check_source(self)
+        check_literals(self)
+        for name, low, high in RANGES:
+            check_range(self, name, low, high)
+        check_source(self)
         if self.out is None and not self.dry_run:
             raise ConfigError("--out is missing: the folder for the results")
         if self.expected_labels is not None and (self.threshold is not None or self.top_k is not None):
@@ -345,7 +346,7 @@ class LabelConfig:
 
     def part(self) -> tuple[int, int] | None:
         """The pair (i, n) of ``--shard i/n``, or None for the whole source."""
-        return _part(self.shard)
+        return part_of(self.shard)
 
     @classmethod
     def fixed_fields(cls) -> tuple[str, ...]:
@@ -357,107 +358,8 @@ class LabelConfig:
         return dataclasses.asdict(self)
 
 
-_LABEL_FIELDS = {field.name: field for field in dataclasses.fields(LabelConfig)}
-
-
-def _as_label(name: str, **changes: Any) -> Any:
-    """The setting of that name as label has it, but for some of its metadata."""
-    field = _LABEL_FIELDS[name]
-    return dataclasses.field(default=field.default, metadata={**field.metadata, **changes})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Give photos the scores of a trained classifier; CLIP is not needed.
-
-    Everything about photos, results and running is as in `LabelConfig`.
-
-    Raises:
-        ConfigError: A value is out of range; the message names the flag.
-    """
-
-    # Both are compared by the weights that they lead to.
-    model: str | None = option(
-        None, "model directory that train wrote", group=_INPUT, example="model/", free=True
-    )
-    which: Literal["best", "last"] = option(
-        "best", "which weights of the model", group=_INPUT, example="--which last", free=True
-    )
-    source: str | None = _as_label("source")
-    list: str | None = _as_label("list")
-    format: SourceFormat = _as_label("format")
-    images: str | None = _as_label("images")
-    split: str | None = _as_label("split", example="--split val")
-    shard: str | None = _as_label(
-        "shard",
-        help="score only the i-th of n equal parts of the source, i from 1 to n; parts write into one folder",
-    )
-    limit: int | None = _as_label("limit", help="score only this many photos from the start")
-    exif_rotate: bool = _as_label("exif_rotate", help="turn photos upright as their EXIF orientation says")
-    max_pixels: int = _as_label("max_pixels")
-    read_timeout: float = _as_label("read_timeout")
-    read_retries: int = _as_label("read_retries")
-
-    threshold: float = option(
-        0.5,
-        "a photo's labels are the classes with at least this score",
-        group=_LABELS,
-        example="--threshold 0.3",
-    )
-    top_k: int | None = _as_label("top_k", help="at most so many labels a photo, the best")
-
-    out: str | None = _as_label("out", example="--out preds/")
-    shard_size: int = _as_label("shard_size")
-    report: bool = _as_label("report")
-    overwrite: bool = _as_label("overwrite")
-    retry_failed: bool = _as_label("retry_failed")
-
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto",
-        "arithmetic of the model; auto is bf16 where the CPU has it",
-        group=_RUNNING,
-        example="--precision fp32",
-    )
-    threads: int | None = _as_label(
-        "threads", help="threads that decode and crop, and of the model; without it one a core"
-    )
-    batch_size: int | None = _as_label(
-        "batch_size", help="photos scored together; without it what the model likes"
-    )
-    photo_timeout: float = _as_label("photo_timeout")
-    max_failure_rate: float = _as_label("max_failure_rate")
-    quiet: bool = _as_label("quiet")
-    log_level: Literal["debug", "info", "warning", "error"] = _as_label("log_level")
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range, naming the flag."""
-        if self.model is None:
-            raise ConfigError("the model directory is missing: python -m cdul_fast.predict model/ photos/")
-        _check_literals(self)
-        for name, low, high in _RANGES:
-            if hasattr(self, name):
-                _check_range(self, name, low, high)
-        _check_source(self)
-        if self.out is None:
-            raise ConfigError("--out is missing: the folder for the results")
-        self.part()
-
-    def part(self) -> tuple[int, int] | None:
-        """The pair (i, n) of ``--shard i/n``, or None for the whole source."""
-        return _part(self.shard)
-
-    @classmethod
-    def fixed_fields(cls) -> tuple[str, ...]:
-        """Names of the settings that resumed predictions must share with those they continue."""
-        return tuple(f.name for f in dataclasses.fields(cls) if not f.metadata["free"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values, for run.json and YAML."""
-        return dataclasses.asdict(self)
-
-
-def _part(shard: str | None) -> tuple[int, int] | None:
-    """The pair (i, n) of ``--shard i/n``."""
+def part_of(shard: str | None) -> tuple[int, int] | None:
+    """The pair (i, n) of ``--shard i/n``, or None for the whole source."""
     if shard is None:
         return None
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
@@ -466,7 +368,8 @@ def _part(shard: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _check_source(config: LabelConfig | PredictConfig) -> None:
+def check_source(config: Any) -> None:
+    """Refuse settings without a source, or with two."""
     if (config.source is None) == (config.list is None):
         raise ConfigError("give a source or --list, one of the two")
     if config.overwrite and config.retry_failed:
@@ -476,7 +379,7 @@ def _check_source(config: LabelConfig | PredictConfig) -> None:
 
 
 # Field, lowest and highest allowed value (both included).
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("limit", 1, 2**62),
     ("max_pixels", 1, 2**40),
     ("read_timeout", 0.1, 86_400),
@@ -498,7 +401,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 )
 
 
-def _check_range(config: Any, name: str, low: float, high: float) -> None:
+def check_range(config: Any, name: str, low: float, high: float) -> None:
+    """Refuse a number out of its range; None is none."""
     value = getattr(config, name)
     if value is None:
         return
@@ -508,7 +412,7 @@ def _check_range(config: Any, name: str, low: float, high: float) -> None:
         raise ConfigError(f"--{name.replace('_', '-')} wants a value from {low:g} to {high:g}, got {value!r}")
 
 
-def _check_literals(config: Any) -> None:
+def check_literals(config: Any) -> None:
     """Hold a Python caller to the same choices as the command line."""
     import typing
 

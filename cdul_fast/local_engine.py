@@ -31,7 +31,8 @@ from cdul_fast.readers import Claim, ReaderThreads, Reading
 from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
 
 if TYPE_CHECKING:
-    from cdul_fast.config import LabelConfig, PredictConfig
+    from cdul_fast.config import LabelConfig
+    from cdul_fast.predict_config import PredictConfig
 
 logger = logging.getLogger("cdul_fast.label")
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from cdul_fast.cli import EXIT_FAILURES, EXIT_OK, parse_config, run_main
-from cdul_fast.config import PredictConfig
+from cdul_fast.predict_config import PredictConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

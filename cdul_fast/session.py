@@ -39,7 +39,8 @@ from cdul_fast.run_log import logging_to, peak_memory_mib, versions
 from cdul_fast.work import ScoreSpec, ViewSpec
 
 if TYPE_CHECKING:
-    from cdul_fast.config import LabelConfig, PredictConfig
+    from cdul_fast.config import LabelConfig
+    from cdul_fast.predict_config import PredictConfig
     from cdul_fast.prompts import ClassList
 
 logger = logging.getLogger("cdul_fast.label")

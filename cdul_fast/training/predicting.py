@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cdul_fast.config import PredictConfig
 from cdul_fast.data.run_dir import CLASSIFIER
 from cdul_fast.data.shard_work import Layout
 from cdul_fast.encoders.base import check_shape, fingerprint, inner_batch
@@ -18,6 +17,7 @@ from cdul_fast.encoders.openvino_clip import has_bf16
 from cdul_fast.encoders.openvino_passes import Passes, as_array
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.local_engine import available_cores
+from cdul_fast.predict_config import PredictConfig
 from cdul_fast.session import RunResult, Session
 from cdul_fast.training.features import converted_for_cpu
 from cdul_fast.training.model_dir import Classifier, ModelInfo, load_classifier, read_info
