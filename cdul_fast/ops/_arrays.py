@@ -66,7 +66,7 @@ def check_array(x: object, name: str, ndim: int | None, layout: str, *, device: 
     if not isinstance(x, np.ndarray) and not is_tensor(x):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a NumPy array or a torch tensor {layout}")
     array: Any = x
-    place = array.device if is_tensor(array) and array.device.type != "cpu" else None
+    place = array.device if is_tensor(array) and not array.is_cpu else None
     if place != device:
         raise ValueError(f"{name}: lies on {place or 'the CPU'}, expected {device or 'the CPU'}")
     if ndim is not None and array.ndim != ndim:
@@ -93,7 +93,8 @@ def readable(x: Array, dtypes: Sequence[str], fallback: str | None, name: str) -
             raise TypeError(f"{name}: got {describe(x)}, expected {' or '.join(dtypes)}")
         target = fallback
     if is_tensor(x):
-        x = x.detach()
+        if x.requires_grad:
+            x = x.detach()
         if target != given:
             x = x.to(getattr(sys_torch(), target))
         return x.contiguous()
@@ -117,7 +118,7 @@ def writable(
     if is_tensor(array):
         if not array.is_contiguous():
             raise ValueError(f"{name}: not contiguous; it is written in place, so a copy would not do")
-        return array.detach()
+        return array.detach() if array.requires_grad else array
     if not array.flags.writeable:
         raise ValueError(f"{name}: read-only; it is written in place")
     if not array.flags.c_contiguous:
@@ -161,7 +162,7 @@ def new_array(shape: tuple[int, ...], dtype: str, *, tensor: bool) -> Array:
 def cuda_device(x: object) -> Any:
     """The torch device of a tensor on a GPU; None for everything on the CPU."""
     tensor: Any = x
-    return tensor.device if is_tensor(x) and tensor.device.type == "cuda" else None
+    return tensor.device if is_tensor(x) and tensor.is_cuda else None
 
 
 def from_cuda_interface(x: object) -> Any:

@@ -1,6 +1,7 @@
 #include "cdul/aggregate.h"
 
 #include <memory>
+#include <new>
 
 #include "bindings.h"
 #include "cdul/parallel.h"
@@ -10,9 +11,19 @@ namespace {
 
 int resolved(int threads) { return threads > 0 ? threads : available_cores(); }
 
-std::unique_ptr<float[]> floats(size_t bytes) {
-  return std::unique_ptr<float[]>(new float[bytes / sizeof(float) + 1]);
-}
+// Starts on a cache line: whole vectors then never straddle two.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) : memory_(new (kLine) char[bytes]) {}
+  void* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(char* p) const { ::operator delete[](p, kLine); }
+  };
+  std::unique_ptr<char[], Free> memory_;
+};
 
 AggregateParams params_of(int aggregator, double scale, double zeta, double lam) {
   if (aggregator < 0 || aggregator > 3) throw py::value_error("aggregator: outside 0..3");
@@ -25,7 +36,7 @@ void aggregate_cpu(uintptr_t cosines, int64_t images, int64_t views, int64_t cla
   const AggregateParams params = params_of(aggregator, scale, zeta, lam);
   py::gil_scoped_release released;
   threads = resolved(threads);
-  const auto workspace = floats(aggregate_workspace(images, classes, threads));
+  const Workspace workspace(aggregate_workspace(images, classes, threads));
   aggregate(reinterpret_cast<const float*>(cosines), images, views, classes, params,
             reinterpret_cast<float*>(scores), workspace.get(), threads);
 }
@@ -39,7 +50,7 @@ void aggregate_embeddings_cpu(uintptr_t embeddings, int type, uintptr_t texts, i
   const EmbeddingShape shape = {images, views, classes, dim};
   py::gil_scoped_release released;
   threads = resolved(threads);
-  const auto workspace = floats(aggregate_embeddings_workspace(shape, threads));
+  const Workspace workspace(aggregate_embeddings_workspace(shape, threads));
   aggregate_embeddings(reinterpret_cast<const void*>(embeddings), static_cast<ElementType>(type),
                        reinterpret_cast<const float*>(texts), shape, params, low_precision,
                        reinterpret_cast<float*>(scores), reinterpret_cast<float*>(cosines), workspace.get(),

@@ -57,8 +57,8 @@ struct SlotLayout {
   explicit SlotLayout(const EmbeddingShape& shape) {
     const int64_t rows = group_photos(shape.views) * shape.views;
     words = 0;
-    inverse_lengths = words + rows * shape.dim;
-    cosines = inverse_lengths + rows;
+    inverse_lengths = words + rounded_up(rows * shape.dim);
+    cosines = inverse_lengths + rounded_up(rows);
     buffers = cosines + rows * padded_classes(shape.classes);
     total = buffers + photo_buffers(shape.classes);
   }

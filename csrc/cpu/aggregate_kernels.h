@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "aggregate_table.h"
 #include "cdul/aggregate.h"
@@ -37,117 +38,205 @@ struct Softmax {
   // view, so that its error is a common factor which the division by the sum removes; elsewhere the
   // difference comes first, since it is exact for what matters.
   Simd::Reg operator()(Simd::Reg c, float top) const {
-    const Simd::Reg f = Simd::set(factor), rounding = Simd::set(kRounding);
+    const Simd::Reg f = Simd::set(factor);
     Simd::Reg t;
     if constexpr (Simd::kFused)
       t = Simd::fma(c, f, Simd::set(-top * factor));
     else
       t = Simd::mul(Simd::sub(c, Simd::set(top)), f);
-    t = Simd::max(Simd::set(kSmallestExponent), t);
-    const Simd::Reg k = Simd::add(t, rounding);
-    return Simd::scale(exp2_fraction_degree5(Simd::sub(t, Simd::sub(k, rounding))), k);
+    return exp2_softmax(Simd::max(Simd::set(kSmallestExponentOfSoftmax), t));
   }
 };
 
-inline float largest(const float* cosines, int64_t classes) {
-  Simd::Reg top = Simd::set(-kInfinity);
-  int64_t i = 0;
-  for (; i + Simd::kWidth <= classes; i += Simd::kWidth) top = Simd::max(top, Simd::load(cosines + i));
-  if (i < classes) top = Simd::max(top, Simd::load_part(cosines + i, lanes(i, classes), -kInfinity));
-  return Simd::reduce_max(top);
+// Calls body(i) for the first column of every vector of classes. Where their number is known to the compiler
+// (kVectors, 0 if not) the loop unrolls, which for the usual tens of classes is a quarter of the time.
+template <int kVectors, class Body>
+inline void for_vectors(int64_t classes, Body body) {
+  if constexpr (kVectors > 0) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) body(static_cast<int64_t>(v) * Simd::kWidth);
+  } else {
+    for (int64_t i = 0; i < classes; i += Simd::kWidth) body(i);
+  }
 }
 
-// Writes the exponentials of one view, whole vectors, and returns their sum.
-inline float exponentials(const float* cosines, int64_t classes, Softmax softmax, float top, float* e) {
+// The largest cosine of some views, whose distance is `stride`. Several maxima side by side hide the latency.
+template <int kVectors>
+inline float largest(const float* cosines, int64_t stride, int64_t views, int64_t classes) {
+  constexpr int kTops = 4;
+  Simd::Reg tops[kTops];
+  for (int j = 0; j < kTops; ++j) tops[j] = Simd::set(-kInfinity);
+  for (int64_t v = 0; v < views; ++v)
+    for_vectors<kVectors>(classes, [&](int64_t i) {
+      Simd::Reg& top = tops[i / Simd::kWidth % kTops];
+      top = Simd::max(top, load_lanes(cosines + v * stride + i, lanes(i, classes), -kInfinity));
+    });
+  return Simd::reduce_max(Simd::max(Simd::max(tops[0], tops[1]), Simd::max(tops[2], tops[3])));
+}
+
+// Writes the exponentials of one view, whole vectors, and returns the vector of partial sums.
+template <int kVectors>
+inline Simd::Reg exponentials(const float* cosines, int64_t classes, Softmax softmax, float top, float* e) {
   Simd::Reg sum = Simd::set(0.f);
-  int64_t i = 0;
-  for (; i + Simd::kWidth <= classes; i += Simd::kWidth) {
-    const Simd::Reg x = softmax(Simd::load(cosines + i), top);
+  for_vectors<kVectors>(classes, [&](int64_t i) {
+    const Simd::Reg x = softmax(load_lanes(cosines + i, lanes(i, classes), -kInfinity), top);
     Simd::store(e + i, x);
     sum = Simd::add(sum, x);
+  });
+  return sum;
+}
+
+// Below this sum of a view's exponentials its own largest cosine lies so far under the largest of the block
+// that the rounding of the exponents, and further down kSmallestExponentOfSoftmax, would show.
+constexpr float kSmallestSum = 0x1p-16f;
+
+// Writes the exponentials of a block of views, [views, padded_classes()], and 1 / their sums. The views share
+// the largest cosine of all, which saves a horizontal maximum each; one that lies far below is done again.
+// Returns 0, or NaN where the softmax of any view is NaN.
+template <int kVectors>
+inline float softmax_block(const float* cosines, int64_t stride, int64_t views, int64_t classes,
+                           Softmax softmax, float* e, float* factors) {
+  const int64_t padded = padded_classes(classes);
+  const float top = largest<kVectors>(cosines, stride, views, classes);
+  float poison = 0.f;
+  Simd::Reg sums[kMaxBlockViews];
+  for (int64_t v = 0; v < views; ++v)
+    sums[v] = exponentials<kVectors>(cosines + v * stride, classes, softmax, top, e + v * padded);
+  for (int64_t v = views; v % 4 != 0; ++v) sums[v] = Simd::set(1.f);
+  for (int64_t v = 0; v < views; v += 4)
+    Simd::reduce_add4(sums[v], sums[v + 1], sums[v + 2], sums[v + 3], factors + v);
+  for (int64_t v = 0; v < views; ++v) {
+    if (factors[v] > kSmallestSum) continue;  // NaN goes on
+    const float* const view = cosines + v * stride;
+    const float own = largest<kVectors>(view, stride, 1, classes);
+    factors[v] = Simd::reduce_add(exponentials<kVectors>(view, classes, softmax, own, e + v * padded));
+    poison += 0.f * factors[v];
   }
-  if (i < classes) {
-    const Simd::Reg x = softmax(Simd::load_part(cosines + i, lanes(i, classes), -kInfinity), top);
-    Simd::store(e + i, x);
-    sum = Simd::add(sum, x);
-  }
-  return Simd::reduce_add(sum);
+  for (int64_t v = 0; v < kMaxBlockViews; ++v) factors[v] = 1.f / factors[v];
+  return poison;
 }
 
 enum class Reduction { sum, high, high_and_low };
 
-// One photo, some views at a time: first all their maxima, then all their exponentials, then the reduction
-// over views, class by class. So no step waits for the one horizontal sum before it.
-template <Reduction kReduction>
+// What the reduction over a photo's views keeps for each class while it goes through its blocks of views.
+struct Running {
+  float* global;
+  float* high;  // the sum, for Reduction::sum
+  float* low;
+};
+
+// A block of views: its exponentials, [count, padded], and the factors that make them probabilities.
+struct Block {
+  const float* e;
+  const float* factors;
+  int64_t padded, count;
+  bool at_start, at_end;
+};
+
+// The reduction over one block for kVectors vectors of classes from column i on; at the end, their scores.
+// Several vectors side by side share the loads of the factors and hide the latency of the maxima.
+template <Reduction kReduction, int kVectors>
+inline void reduce_columns(const Block& block, int64_t i, const Running& running, Simd::Reg over_views,
+                           const AggregateParams& params, float poison, int64_t classes, float* scores) {
+  constexpr bool kLow = kReduction == Reduction::high_and_low;
+  Simd::Reg g[kVectors], a[kVectors], b[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    const int64_t at = i + j * Simd::kWidth;
+    g[j] = block.at_start ? Simd::mul(Simd::load(block.e + at), Simd::set(block.factors[0]))
+                          : Simd::load(running.global + at);
+    a[j] = block.at_start ? Simd::set(0.f) : Simd::load(running.high + at);
+    if constexpr (kLow) b[j] = block.at_start ? Simd::set(1.f) : Simd::load(running.low + at);
+  }
+  for (int64_t v = block.at_start ? 1 : 0; v < block.count; ++v) {
+    const Simd::Reg f = Simd::set(block.factors[v]);
+    for (int j = 0; j < kVectors; ++j) {
+      const Simd::Reg x = Simd::load(block.e + v * block.padded + i + j * Simd::kWidth);
+      if constexpr (kReduction == Reduction::sum) {
+        a[j] = Simd::fma(x, f, a[j]);
+      } else {
+        const Simd::Reg p = Simd::mul(x, f);
+        a[j] = Simd::max(a[j], p);
+        if constexpr (kLow) b[j] = Simd::min(b[j], p);
+      }
+    }
+  }
+  for (int j = 0; j < kVectors; ++j) {
+    const int64_t at = i + j * Simd::kWidth;
+    if (!block.at_end) {
+      Simd::store(running.global + at, g[j]);
+      Simd::store(running.high + at, a[j]);
+      if constexpr (kLow) Simd::store(running.low + at, b[j]);
+      continue;
+    }
+    if constexpr (kReduction == Reduction::sum) a[j] = Simd::mul(a[j], over_views);
+    if constexpr (kLow) a[j] = Simd::select_ge(a[j], Simd::set(params.zeta), a[j], b[j]);
+    const Simd::Reg gap = Simd::abs(Simd::sub(g[j], a[j]));
+    const Simd::Reg twice = Simd::fma(Simd::set(params.lam), gap, Simd::add(g[j], a[j]));
+    store_lanes(scores + at, lanes(at, classes),
+                Simd::add(Simd::mul(twice, Simd::set(0.5f)), Simd::set(poison)));
+  }
+}
+
+// One photo, some views at a time: first all their exponentials, then the reduction over views, some classes
+// at a time. So no step waits for the one horizontal sum before it.
+template <Reduction kReduction, int kVectors>
 void reduce_photo(const float* cosines, int64_t stride, int64_t views, int64_t classes,
                   const AggregateParams& params, float* scores, float* buffers) {
-  constexpr bool kLow = kReduction == Reduction::high_and_low;
+  constexpr int kColumns = 0 < kVectors && kVectors <= Simd::kColumns ? kVectors : 4;
   const int64_t padded = padded_classes(classes), block = block_views(classes);
-  float* const global = buffers;
-  float* const high = buffers + padded;  // the sum, for Reduction::sum
-  float* const low = buffers + 2 * padded;
+  const Running running = {buffers, buffers + padded, buffers + 2 * padded};
   float* const e = buffers + 3 * padded;
-  const Softmax softmax = {params.scale * kLog2E};
-  const Simd::Reg lam = Simd::set(params.lam), zeta = Simd::set(params.zeta), half = Simd::set(0.5f);
-  const Simd::Reg over_views =
-      Simd::set(kReduction == Reduction::sum ? 1.f / static_cast<float>(views - 1) : 1.f);
+  const Simd::Reg over_views = Simd::set(1.f / static_cast<float>(views - 1));
   float poison = 0.f;  // NaN once any view's softmax is: max and min would drop it
+  float factors[kMaxBlockViews] = {};
 
   for (int64_t first = 0; first < views; first += block) {
     const int64_t count = views - first < block ? views - first : block;
-    float tops[kMaxBlockViews], factors[kMaxBlockViews];
-    for (int64_t v = 0; v < count; ++v) tops[v] = largest(cosines + (first + v) * stride, classes);
-    for (int64_t v = 0; v < count; ++v)
-      factors[v] = exponentials(cosines + (first + v) * stride, classes, softmax, tops[v], e + v * padded);
-    for (int64_t v = 0; v < count; ++v) factors[v] = 1.f / factors[v];
-    for (int64_t v = 0; v < count; ++v) poison += 0.f * factors[v];
-
-    const bool at_start = first == 0, at_end = first + count == views;
-    for (int64_t i = 0; i < classes; i += Simd::kWidth) {
-      Simd::Reg g = at_start ? Simd::mul(Simd::load(e + i), Simd::set(factors[0])) : Simd::load(global + i);
-      Simd::Reg a = at_start ? Simd::set(0.f) : Simd::load(high + i);
-      Simd::Reg b = Simd::set(1.f);
-      if (kLow && !at_start) b = Simd::load(low + i);
-      for (int64_t v = at_start ? 1 : 0; v < count; ++v) {
-        const Simd::Reg x = Simd::load(e + v * padded + i), f = Simd::set(factors[v]);
-        if constexpr (kReduction == Reduction::sum) {
-          a = Simd::fma(x, f, a);
-        } else {
-          const Simd::Reg p = Simd::mul(x, f);
-          a = Simd::max(a, p);
-          if constexpr (kLow) b = Simd::min(b, p);
-        }
-      }
-      if (!at_end) {
-        Simd::store(global + i, g);
-        Simd::store(high + i, a);
-        if constexpr (kLow) Simd::store(low + i, b);
-        continue;
-      }
-      if constexpr (kReduction == Reduction::sum) a = Simd::mul(a, over_views);
-      if constexpr (kLow) a = Simd::select_ge(a, zeta, a, b);
-      const Simd::Reg gap = Simd::abs(Simd::sub(g, a));
-      const Simd::Reg score = Simd::mul(Simd::fma(lam, gap, Simd::add(g, a)), half);
-      store_lanes(scores + i, lanes(i, classes), Simd::add(score, Simd::set(poison)));
-    }
+    poison += softmax_block<kVectors>(cosines + first * stride, stride, count, classes,
+                                      {params.scale * kLog2E}, e, factors);
+    const Block done = {e, factors, padded, count, first == 0, first + count == views};
+    int64_t i = 0;
+    for (; i + (kColumns - 1) * Simd::kWidth < classes; i += kColumns * Simd::kWidth)
+      reduce_columns<kReduction, kColumns>(done, i, running, over_views, params, poison, classes, scores);
+    for (; i < classes; i += Simd::kWidth)
+      reduce_columns<kReduction, 1>(done, i, running, over_views, params, poison, classes, scores);
   }
+}
+
+template <int kVectors>
+void aggregate_photo_of(const float* cosines, int64_t stride, int64_t views, int64_t classes,
+                        const AggregateParams& params, float* scores, float* buffers) {
+  if (params.aggregator == Aggregator::global || views == 1) {
+    const Softmax softmax = {params.scale * kLog2E};
+    const float top = largest<kVectors>(cosines, stride, 1, classes);
+    const Simd::Reg sum = exponentials<kVectors>(cosines, classes, softmax, top, buffers);
+    const Simd::Reg factor = Simd::set(1.f / Simd::reduce_add(sum));
+    for (int64_t i = 0; i < classes; i += Simd::kWidth)
+      store_lanes(scores + i, lanes(i, classes), Simd::mul(Simd::load(buffers + i), factor));
+  } else if (params.aggregator == Aggregator::mean) {
+    reduce_photo<Reduction::sum, kVectors>(cosines, stride, views, classes, params, scores, buffers);
+  } else if (params.aggregator == Aggregator::cdul && params.zeta > 0.f) {
+    reduce_photo<Reduction::high_and_low, kVectors>(cosines, stride, views, classes, params, scores, buffers);
+  } else {  // at zeta 0 alpha always reaches it
+    reduce_photo<Reduction::high, kVectors>(cosines, stride, views, classes, params, scores, buffers);
+  }
+}
+
+template <int... kVectors>
+void aggregate_photo_among(std::integer_sequence<int, kVectors...>, const float* cosines, int64_t stride,
+                           int64_t views, int64_t classes, const AggregateParams& params, float* scores,
+                           float* buffers) {
+  using Photo = void (*)(const float*, int64_t, int64_t, int64_t, const AggregateParams&, float*, float*);
+  static constexpr Photo kPhotos[] = {&aggregate_photo_of<kVectors>...};
+  const int64_t vectors = (classes + Simd::kWidth - 1) / Simd::kWidth;
+  const Photo photo = kPhotos[vectors < static_cast<int64_t>(sizeof...(kVectors)) ? vectors : 0];
+  photo(cosines, stride, views, classes, params, scores, buffers);
 }
 
 void aggregate_photo(const float* cosines, int64_t stride, int64_t views, int64_t classes,
                      const AggregateParams& params, float* scores, float* buffers) {
-  if (params.aggregator == Aggregator::global || views == 1) {
-    const Softmax softmax = {params.scale * kLog2E};
-    const float top = largest(cosines, classes);
-    const Simd::Reg factor = Simd::set(1.f / exponentials(cosines, classes, softmax, top, buffers));
-    for (int64_t i = 0; i < classes; i += Simd::kWidth)
-      store_lanes(scores + i, lanes(i, classes), Simd::mul(Simd::load(buffers + i), factor));
-  } else if (params.aggregator == Aggregator::mean) {
-    reduce_photo<Reduction::sum>(cosines, stride, views, classes, params, scores, buffers);
-  } else if (params.aggregator == Aggregator::cdul && params.zeta > 0.f) {
-    reduce_photo<Reduction::high_and_low>(cosines, stride, views, classes, params, scores, buffers);
-  } else {  // at zeta 0 alpha always reaches it
-    reduce_photo<Reduction::high>(cosines, stride, views, classes, params, scores, buffers);
-  }
+  aggregate_photo_among(std::make_integer_sequence<int, Simd::kUnrolledVectors + 1>{}, cosines, stride, views,
+                        classes, params, scores, buffers);
 }
 
 }  // namespace

@@ -11,9 +11,8 @@ namespace cdul {
 // The widest vector of any variant, in floats: buffers are padded to it so that one size serves all.
 constexpr int64_t kMaxWidth = 16;
 
-constexpr int64_t padded_classes(int64_t classes) {
-  return (classes + kMaxWidth - 1) / kMaxWidth * kMaxWidth;
-}
+constexpr int64_t rounded_up(int64_t floats) { return (floats + kMaxWidth - 1) / kMaxWidth * kMaxWidth; }
+constexpr int64_t padded_classes(int64_t classes) { return rounded_up(classes); }
 
 // Views of a photo that are aggregated at a time: their exponentials stay in the L1 cache.
 constexpr int64_t kMaxBlockViews = 16;

@@ -4,6 +4,8 @@
 // result, from where Simd::scale takes it; subtracting it again gives n as a float.
 #pragma once
 
+#include <cstdint>
+
 namespace cdul {
 namespace {
 
@@ -13,6 +15,8 @@ constexpr float kRounding = 12582912.f;  // 1.5 * 2^23
 // The smallest exponent used: what is below is raised to it, which keeps products of two such results clear
 // of subnormal numbers, on which processors are slow.
 constexpr float kSmallestExponent = -60.f;
+// The same for a softmax, whose powers are multiplied with one that is no smaller than 2^-17.
+constexpr float kSmallestExponentOfSoftmax = -100.f;
 
 // 2^r for r in [-0.5, 0.5]. Both polynomials have the smallest largest relative error for their degree with
 // the constant fixed at 1: 9.1e-8 and 1.9e-9, in float32 arithmetic 1.7e-7 and 8e-8.
@@ -33,6 +37,28 @@ inline Simd::Reg exp2_fraction_degree6(Simd::Reg r) {
   p = Simd::fma(p, r, Simd::set(2.402264625e-01f));
   p = Simd::fma(p, r, Simd::set(6.931471825e-01f));
   return Simd::fma(p, r, Simd::set(1.f));
+}
+
+// 2^(i/16) as bits, less i << 19: what look_up() finds by the low bits of k gets the whole of k added,
+// shifted, which puts back those bits and adds the exponent.
+alignas(64) constexpr uint32_t kSixteenthPowers[16] = {
+    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+
+// 2^t for t in [kSmallestExponentOfSoftmax, 0], to a relative 5e-7: near enough for a softmax. NaN stays NaN.
+template <class S = Simd>
+inline Simd::Reg exp2_softmax(Simd::Reg t) {
+  if constexpr (S::kLookUpBits == 4) {
+    const Simd::Reg rounding = Simd::set(kRounding / 16);  // to sixteenths
+    const Simd::Reg k = Simd::add(t, rounding);
+    const Simd::Reg r = Simd::sub(t, Simd::sub(k, rounding));
+    Simd::Reg p = Simd::fma(Simd::set(2.402264247e-01f), r, Simd::set(6.931877131e-01f));  // error 4.3e-07
+    p = Simd::fma(p, r, Simd::set(1.f));
+    return Simd::mul(p, S::scale_looked_up(S::look_up(kSixteenthPowers, k), k));
+  } else {
+    const Simd::Reg k = Simd::add(t, Simd::set(kRounding));
+    return Simd::scale(exp2_fraction_degree5(Simd::sub(t, Simd::sub(k, Simd::set(kRounding)))), k);
+  }
 }
 
 // 2^t for t up to 127, to a relative 1e-7; NaN stays NaN.

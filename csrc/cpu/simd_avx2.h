@@ -13,6 +13,9 @@ struct Simd {
   static constexpr int kTileRows = 6;
   static constexpr int kTileVectors = 2;
   static constexpr bool kFused = true;
+  static constexpr int kUnrolledVectors = 10;
+  static constexpr int kColumns = 4;
+  static constexpr int kLookUpBits = 0;
 
   typedef __m256 Reg;
 
@@ -47,6 +50,9 @@ struct Simd {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static void reduce_add4(Reg a, Reg b, Reg c, Reg d, float* sums) {
+    sums[0] = reduce_add(a), sums[1] = reduce_add(b), sums[2] = reduce_add(c), sums[3] = reduce_add(d);
   }
   static float reduce_max(Reg a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

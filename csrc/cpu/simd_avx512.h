@@ -13,6 +13,9 @@ struct Simd {
   static constexpr int kTileRows = 5;
   static constexpr int kTileVectors = 5;
   static constexpr bool kFused = true;
+  static constexpr int kUnrolledVectors = 6;
+  static constexpr int kColumns = 6;
+  static constexpr int kLookUpBits = 4;
 
   typedef __m512 Reg;
 
@@ -44,9 +47,25 @@ struct Simd {
   }
   static float reduce_add(Reg a) { return _mm512_reduce_add_ps(a); }
   static float reduce_max(Reg a) { return _mm512_reduce_max_ps(a); }
+  static void reduce_add4(Reg a, Reg b, Reg c, Reg d, float* sums) {
+    const __m512d ab = _mm512_castps_pd(add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    const __m512d cd = _mm512_castps_pd(add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    const Reg four =
+        add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(four), _mm512_extractf32x8_ps(four, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
+  }
 
   static Reg scale(Reg p, Reg k) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(k), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+  }
+
+  static Reg look_up(const uint32_t* table, Reg k) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(k), _mm512_castsi512_ps(_mm512_load_si512(table)));
+  }
+  static Reg scale_looked_up(Reg p, Reg k) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(k), 23 - kLookUpBits);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
   }
 

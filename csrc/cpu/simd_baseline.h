@@ -16,6 +16,10 @@ struct Simd {
   static constexpr int kTileRows = 4;     // of the register-blocked product
   static constexpr int kTileVectors = 2;  // of kWidth columns each
   static constexpr bool kFused = false;   // whether fma rounds once
+  // up to so many the loops over the vectors of a view's classes are unrolled
+  static constexpr int kUnrolledVectors = 4;
+  static constexpr int kColumns = 4;     // vectors that the reduction over views keeps in registers
+  static constexpr int kLookUpBits = 0;  // 2^n floats that one instruction can look up; see exp2.h
 
   typedef float Reg __attribute__((vector_size(16)));
   typedef uint32_t Bits __attribute__((vector_size(16)));
@@ -58,6 +62,10 @@ struct Simd {
   // x where a >= threshold, else y (y too where a is NaN).
   static Reg select_ge(Reg a, Reg threshold, Reg x, Reg y) { return a >= threshold ? x : y; }
   static float reduce_add(Reg a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  // The sums of four vectors' lanes, together where that is less work.
+  static void reduce_add4(Reg a, Reg b, Reg c, Reg d, float* sums) {
+    sums[0] = reduce_add(a), sums[1] = reduce_add(b), sums[2] = reduce_add(c), sums[3] = reduce_add(d);
+  }
   static float reduce_max(Reg a) {
     const float x = a[0] > a[2] ? a[0] : a[2], y = a[1] > a[3] ? a[1] : a[3];
     return x > y ? x : y;

@@ -26,7 +26,7 @@ struct AggregateParams {
 
 enum class ElementType : int { float32 = 0, float16 = 1, bfloat16 = 2 };
 
-// Bytes that aggregate() wants at `workspace` (any alignment of float).
+// Bytes that aggregate() wants at `workspace` (any alignment of float; a cache line's is fastest).
 size_t aggregate_workspace(int64_t images, int64_t classes, int threads);
 
 // With one view every aggregator gives g. threads > 0.
