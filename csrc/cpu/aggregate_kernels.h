@@ -44,7 +44,8 @@ struct Softmax {
       t = Simd::fma(c, f, Simd::set(-top * factor));
     else
       t = Simd::mul(Simd::sub(c, Simd::set(top)), f);
-    return exp2_softmax(Simd::max(Simd::set(kSmallestExponentOfSoftmax), t));
+    t = Simd::max(Simd::set(kSmallestExponentOfSoftmax), t);
+    return exp2_softmax(Simd::min(Simd::set(kLargestExponentOfSoftmax), t));
   }
 };
 
@@ -60,17 +61,16 @@ inline void for_vectors(int64_t classes, Body body) {
   }
 }
 
-// The largest cosine of some views, whose distance is `stride`. Several maxima side by side hide the latency.
+// The largest cosine of a view. Several maxima side by side hide the latency.
 template <int kVectors>
-inline float largest(const float* cosines, int64_t stride, int64_t views, int64_t classes) {
+inline float largest(const float* cosines, int64_t classes) {
   constexpr int kTops = 4;
   Simd::Reg tops[kTops];
   for (int j = 0; j < kTops; ++j) tops[j] = Simd::set(-kInfinity);
-  for (int64_t v = 0; v < views; ++v)
-    for_vectors<kVectors>(classes, [&](int64_t i) {
-      Simd::Reg& top = tops[i / Simd::kWidth % kTops];
-      top = Simd::max(top, load_lanes(cosines + v * stride + i, lanes(i, classes), -kInfinity));
-    });
+  for_vectors<kVectors>(classes, [&](int64_t i) {
+    Simd::Reg& top = tops[i / Simd::kWidth % kTops];
+    top = Simd::max(top, load_lanes(cosines + i, lanes(i, classes), -kInfinity));
+  });
   return Simd::reduce_max(Simd::max(Simd::max(tops[0], tops[1]), Simd::max(tops[2], tops[3])));
 }
 
@@ -86,18 +86,18 @@ inline Simd::Reg exponentials(const float* cosines, int64_t classes, Softmax sof
   return sum;
 }
 
-// Below this sum of a view's exponentials its own largest cosine lies so far under the largest of the block
-// that the rounding of the exponents, and further down kSmallestExponentOfSoftmax, would show.
-constexpr float kSmallestSum = 0x1p-16f;
+// Outside of these sums of a view's exponentials its own largest cosine lies so far from the one subtracted
+// that the rounding of the exponents would show.
+constexpr float kSmallestSum = 0x1p-16f, kLargestSum = 0x1p17f;
 
-// Writes the exponentials of a block of views, [views, padded_classes()], and 1 / their sums. The views share
-// the largest cosine of all, which saves a horizontal maximum each; one that lies far below is done again.
-// Returns 0, or NaN where the softmax of any view is NaN.
+// Writes the exponentials of a block of views, [views, padded_classes()], and 1 / their sums. All views
+// subtract the largest cosine of the first, which saves them a maximum each; one that lies far off is done
+// again. Returns 0, or NaN where the softmax of any view is NaN.
 template <int kVectors>
 inline float softmax_block(const float* cosines, int64_t stride, int64_t views, int64_t classes,
                            Softmax softmax, float* e, float* factors) {
   const int64_t padded = padded_classes(classes);
-  const float top = largest<kVectors>(cosines, stride, views, classes);
+  const float top = largest<kVectors>(cosines, classes);
   float poison = 0.f;
   Simd::Reg sums[kMaxBlockViews];
   for (int64_t v = 0; v < views; ++v)
@@ -106,9 +106,9 @@ inline float softmax_block(const float* cosines, int64_t stride, int64_t views, 
   for (int64_t v = 0; v < views; v += 4)
     Simd::reduce_add4(sums[v], sums[v + 1], sums[v + 2], sums[v + 3], factors + v);
   for (int64_t v = 0; v < views; ++v) {
-    if (factors[v] > kSmallestSum) continue;  // NaN goes on
+    if (factors[v] > kSmallestSum && factors[v] < kLargestSum) continue;  // NaN goes on
     const float* const view = cosines + v * stride;
-    const float own = largest<kVectors>(view, stride, 1, classes);
+    const float own = largest<kVectors>(view, classes);
     factors[v] = Simd::reduce_add(exponentials<kVectors>(view, classes, softmax, own, e + v * padded));
     poison += 0.f * factors[v];
   }
@@ -208,7 +208,7 @@ void aggregate_photo_of(const float* cosines, int64_t stride, int64_t views, int
                         const AggregateParams& params, float* scores, float* buffers) {
   if (params.aggregator == Aggregator::global || views == 1) {
     const Softmax softmax = {params.scale * kLog2E};
-    const float top = largest<kVectors>(cosines, stride, 1, classes);
+    const float top = largest<kVectors>(cosines, classes);
     const Simd::Reg sum = exponentials<kVectors>(cosines, classes, softmax, top, buffers);
     const Simd::Reg factor = Simd::set(1.f / Simd::reduce_add(sum));
     for (int64_t i = 0; i < classes; i += Simd::kWidth)

@@ -15,8 +15,9 @@ constexpr float kRounding = 12582912.f;  // 1.5 * 2^23
 // The smallest exponent used: what is below is raised to it, which keeps products of two such results clear
 // of subnormal numbers, on which processors are slow.
 constexpr float kSmallestExponent = -60.f;
-// The same for a softmax, whose powers are multiplied with one that is no smaller than 2^-17.
-constexpr float kSmallestExponentOfSoftmax = -100.f;
+// Where a softmax is cut off: its powers are multiplied with one between 2^-17 and 2^16, and the sum of a
+// hundred thousand of the largest is still finite.
+constexpr float kSmallestExponentOfSoftmax = -100.f, kLargestExponentOfSoftmax = 100.f;
 
 // 2^r for r in [-0.5, 0.5]. Both polynomials have the smallest largest relative error for their degree with
 // the constant fixed at 1: 9.1e-8 and 1.9e-9, in float32 arithmetic 1.7e-7 and 8e-8.
@@ -45,7 +46,7 @@ alignas(64) constexpr uint32_t kSixteenthPowers[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
     0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
 
-// 2^t for t in [kSmallestExponentOfSoftmax, 0], to a relative 5e-7: near enough for a softmax. NaN stays NaN.
+// 2^t for t in [-100, 100], to a relative 5e-7: near enough for a softmax. NaN stays NaN.
 template <class S = Simd>
 inline Simd::Reg exp2_softmax(Simd::Reg t) {
   if constexpr (S::kLookUpBits == 4) {
