@@ -236,6 +236,19 @@ class LabelConfig:
         example="--device cuda:0,1",
         free=True,
     )
+    compile: bool = option(
+        False,
+        "have torch compile the model (backend torch): minutes at the start, for long runs on a GPU",
+        group=_MODEL,
+        example="--compile",
+    )
+    decode: Literal["auto", "cpu", "gpu"] = option(
+        "auto",
+        "what decodes JPEGs: the CPU's threads, or nvImageCodec on the GPU (pixels differ from Pillow's by "
+        "rounding); auto tries both for a second on one GPU, and the run keeps to the outcome",
+        group=_MODEL,
+        example="--decode cpu",
+    )
     quickgelu: bool | None = option(
         None,
         "activation of a local checkpoint that does not say it itself",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cdul_fast.config import LabelConfig
+from cdul_fast.data.gpu_decode import has_gpu_decoder
 from cdul_fast.data.lock import locked
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_removal import delete_run
@@ -104,6 +105,10 @@ def label_on(
         command = (sys.executable, "-m", "cdul_fast.label_process")
     messages: queue.Queue[tuple[_Part, dict[str, Any] | None]] = queue.Queue()
     parts: list[_Part] = []
+    # Each part would try both decoders for itself, while the others work, and might choose another.
+    decode = config.decode
+    if decode == "auto":
+        decode = "gpu" if has_gpu_decoder() and devices[0] != "cpu" else "cpu"
     if config.overwrite:
         _delete(config, len(devices))
     start = time.monotonic()
@@ -113,6 +118,7 @@ def label_on(
                 config,
                 device=device,
                 shard=f"{number}/{len(devices)}",
+                decode=decode,
                 threads=config.threads or max(1, available_cores() // len(devices)),
                 overwrite=False,
                 quiet=True,

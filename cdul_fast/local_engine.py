@@ -113,6 +113,7 @@ class Encoded:
     embeddings: np.ndarray  # [n, V, D] float32, rows of length one
     cosines: np.ndarray | None = None  # [n, V, C] float32
     scores: np.ndarray | None = None  # [n, C] float32
+    seconds: dict[str, float] | None = None  # by stage, where the device measured them
 
     @property
     def finite(self) -> bool:
@@ -126,10 +127,15 @@ class Encoded:
             return parts[0]
         cosines = [part.cosines for part in parts if part.cosines is not None]
         scores = [part.scores for part in parts if part.scores is not None]
+        seconds: dict[str, float] = {}
+        for part in parts:
+            for stage, value in (part.seconds or {}).items():
+                seconds[stage] = seconds.get(stage, 0.0) + value
         return Encoded(
             np.concatenate([part.embeddings for part in parts]),
             np.concatenate(cosines) if cosines else None,
             np.concatenate(scores) if scores else None,
+            seconds or None,
         )
 
 
@@ -200,7 +206,7 @@ class Engine:
                 batch, buffer, prepared, encoded = encoding.popleft()
                 results, seconds = encoded.result()
                 free.append(buffer)
-                self._count(prepared, seconds / calls)
+                self._count(prepared, results, seconds / calls)
                 while len(writes) >= _WRITES_IN_FLIGHT:
                     writes.popleft().result()
                 writes.append(writer.submit(self._write, batch, prepared, results))
@@ -233,12 +239,19 @@ class Engine:
 
         return [readers.submit(work(slot, row)) for slot, row in enumerate(batch.rows)]
 
-    def _count(self, prepared: Sequence[Prepared], encode_seconds: float) -> None:
+    def _count(self, prepared: Sequence[Prepared], encoded: Encoded, encode_seconds: float) -> None:
         self._stages.add("encode", encode_seconds)
         for photo in prepared:
             self._stages.add("read", photo.read_seconds)
             self._stages.add("decode", photo.decode_seconds)
             self._stages.add("crop", photo.crop_seconds)
+
+    def _complete(self, prepared: Sequence[Prepared], buffer: Any) -> None:
+        """Last steps before the encoder that are taken for a batch at a time; none here."""
+
+    def report(self) -> dict[str, Any]:
+        """What run.json says of the device, where there is one beside the CPU."""
+        return {}
 
     def _gather(self, slots: Sequence[int], buffer: Any) -> None:
         """Bring the usable photos of a batch to the beginning of its buffer."""
@@ -253,6 +266,7 @@ class Engine:
         A photo that the encoder fails on gets a status of its own.
         """
         start = time.perf_counter()
+        self._complete(prepared, buffer)
         slots = [slot for slot, photo in enumerate(prepared) if photo.status == "ok"]
         if not slots:
             return self._nothing(), 0.0

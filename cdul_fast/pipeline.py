@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cdul_fast.config import LabelConfig
+from cdul_fast.data.decode import PhotoProblem, decode_photo
 from cdul_fast.data.manifest import Manifest, prompts_digest
 from cdul_fast.data.paths import one_line, show_path
 from cdul_fast.data.run_dir import Run, open_run
@@ -21,8 +22,9 @@ from cdul_fast.data.sinks import write_texts
 from cdul_fast.data.source import Source, select_part
 from cdul_fast.devices import chosen_devices
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.local_engine import Engine, available_cores
 from cdul_fast.progress import MakeProgress, Progress
-from cdul_fast.session import RunResult, Session, counts_of, open_inputs
+from cdul_fast.session import RunResult, Session, counts_of, engine_for, open_inputs
 from cdul_fast.work import ScoreSpec, ViewSpec, sample_views
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 # What int8 is calibrated on: so many photos of the run, fewer where their views would take more memory.
 _CALIBRATION_PHOTOS, _CALIBRATION_BYTES = 32, 192 << 20
+# Photos that both decoders are tried on.
+_DECODED_TO_CHOOSE = 64
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -101,12 +105,13 @@ class _LabelSession(Session[LabelConfig]):
             backend = self.before.model["backend"]
         # All parts of a run calibrate on the same photos.
         sample = select_part(self.everything, config.limit, None)
-        return create_encoder(
+        encoder: Any = create_encoder(
             config.model,
             config.pretrained,
             backend=backend,
             precision=precision,
             device=chosen_devices(config.device)[0],
+            compiled=config.compile,
             threads=config.threads,
             quickgelu=config.quickgelu,
             cache_dir=config.cache_dir,
@@ -114,6 +119,51 @@ class _LabelSession(Session[LabelConfig]):
                 sample, config, made, _CALIBRATION_PHOTOS, _CALIBRATION_BYTES
             ),
         )
+        self._settle_decoder(encoder)
+        return encoder
+
+    def _settle_decoder(self, encoder: Any) -> None:
+        """What decodes the photos, for the run's record: beside a GPU there is a choice."""
+        from cdul_fast.data.gpu_decode import GpuDecoder, has_gpu_decoder
+
+        decode: str = self.config.decode
+        if engine_for(encoder) is Engine:
+            if decode == "gpu":
+                raise ConfigError("--decode gpu needs a model that runs on a GPU with the torch backend")
+            return
+        if decode == "auto" and self.before is not None:
+            decode = self.before.model.get("decode", "cpu")
+        if decode == "auto":
+            decode = self._faster_decoder(encoder) if has_gpu_decoder() else "cpu"
+        if decode == "gpu":
+            GpuDecoder(encoder.device)  # says so at once where it does not load
+        encoder.report = {**getattr(encoder, "report", {}), "decode": decode}
+
+    def _faster_decoder(self, encoder: Any) -> str:
+        """Both decoders on the first photos of the run; `cpu` where none of them is for a GPU."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from cdul_fast.data.gpu_decode import GpuDecoder, faster_decoder, fit_for_gpu
+
+        files: list[bytes] = []
+        for index in range(min(len(self.source), _DECODED_TO_CHOOSE)):
+            with contextlib.suppress(PhotoProblem):
+                data = self.source.read(index)
+                if fit_for_gpu(data, self.view_spec(encoder)) is not None:
+                    files.append(data)
+        gpu = GpuDecoder(encoder.device)
+
+        def on_gpu(batch: Sequence[bytes]) -> None:
+            for pixels in gpu.decode(batch):
+                if pixels is None:
+                    raise CdulError("a whole JPEG was not decoded")
+                int(pixels[0, 0, 0])  # waits for it
+
+        with (
+            self.stages.timed("choose"),
+            ThreadPoolExecutor(self.config.threads or available_cores()) as pool,
+        ):
+            return faster_decoder(files, lambda batch: list(pool.map(decode_photo, batch)), on_gpu)
 
     def layout(self, manifest: Manifest) -> Layout:
         from cdul_fast.views import view_count

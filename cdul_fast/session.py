@@ -159,6 +159,7 @@ class Session(ABC, Generic[Settings]):
             self.classes = self.find_classes()
         self.new: Manifest
         self.before: Manifest | None = None
+        self.device_report: dict[str, Any] = {}
 
     # What differs between labelling and predicting.
 
@@ -315,7 +316,7 @@ class Session(ABC, Generic[Settings]):
     def _process(self, encoder: Any, state: RunState) -> tuple[int, float]:
         with self.stages.timed("texts"):
             texts = self.texts(encoder)
-        engine = Engine(
+        engine = engine_for(encoder)(
             self.config,
             encoder,
             texts,
@@ -335,6 +336,7 @@ class Session(ABC, Generic[Settings]):
             raise type(error)(
                 f"what was finished is in {show_path(self.folder)}; the same command goes on from there"
             ) from None
+        self.device_report = engine.report()
         return processed, time.monotonic() - start
 
     def _write_info(self, manifest: Manifest, state: RunState, processed: int, seconds: float) -> None:
@@ -359,6 +361,7 @@ class Session(ABC, Generic[Settings]):
             "seconds": round(time.monotonic() - self.start, 3),
             "peak_memory_mib": round(peak_memory_mib(), 1),
             "threads": self.config.threads or available_cores(),
+            **self.device_report,
             "versions": versions(),
         }
         with writing(self.folder):
@@ -393,6 +396,15 @@ class Session(ABC, Generic[Settings]):
             # The labels are complete; a page about them must not take them away.
             logger.warning("no report: %s", one_line(str(error)), exc_info=True)
             print(f"warning: report.html was not written: {one_line(str(error))}", file=sys.stderr)
+
+
+def engine_for(encoder: Any) -> type[Engine]:
+    """The engine that an encoder works best with."""
+    if getattr(encoder, "device", None) is not None and encoder.device.type == "cuda":
+        from cdul_fast.device_engine import DeviceEngine
+
+        return DeviceEngine
+    return Engine
 
 
 def _model_info(encoder: Any) -> dict[str, Any]:

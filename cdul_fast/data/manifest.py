@@ -20,7 +20,7 @@ from cdul_fast.errors import CdulError, ConfigError
 # spelled: `photos/` and `./photos` are one source.
 _BY_CONTENT = frozenset({"source", "list", "format", "images", "split", "classes", "preset", "out"})
 # `auto` on one side is no contradiction: the run keeps what it was resolved to.
-_RESOLVED = frozenset({"backend", "precision"})
+_RESOLVED = frozenset({"backend", "precision", "decode"})
 
 
 def inputs_digest(source: Source) -> str:
@@ -98,9 +98,9 @@ class Manifest:
         Raises:
             ConfigError: Backend, precision or weights differ; names which.
         """
-        for name in ("backend", "precision"):
-            if self.model[name] != model[name]:
-                raise self.refusal(name, self.model[name], model[name], folder)
+        for name in ("backend", "precision", "decode"):
+            if name in self.model and self.model[name] != model.get(name):
+                raise self.refusal(name, self.model[name], model.get(name), folder)
         if self.model["fingerprint"] != model["fingerprint"]:
             raise self.refusal("model", "other weights", "these weights", folder)
 

@@ -28,6 +28,7 @@ def create_encoder(
     backend: str = "auto",
     precision: str = "auto",
     device: str = "auto",
+    compiled: bool = False,
     threads: int | None = None,
     quickgelu: bool | None = None,
     cache_dir: str | Path | None = None,
@@ -47,6 +48,7 @@ def create_encoder(
         backend: ``auto``, ``torch`` or ``openvino``.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` (torch on CUDA) or ``int8`` (OpenVINO).
         device: ``auto`` (the first CUDA device, where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        compiled: have torch compile the image tower, which takes minutes on its first call; torch only.
         threads: cores to use; by default all that this process may run on.
         quickgelu: the activation of a local checkpoint that does not say it.
         cache_dir: where converted models are kept; by default the user's cache folder.
@@ -78,7 +80,7 @@ def create_encoder(
 
         if precision == "auto":
             precision = "fp32" if device == "cpu" else "bf16"
-        return TorchEncoder(source, precision, device=device, threads=threads)
+        return TorchEncoder(source, precision, device=device, threads=threads, compiled=compiled)
     from cdul_fast.encoders.openvino_clip import OpenVinoEncoder, has_bf16
 
     if precision == "auto":

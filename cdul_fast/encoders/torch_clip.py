@@ -20,6 +20,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 _REVISION = 1
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# The device engine records graphs itself, so torch is not to.
+_COMPILE_MODE = "max-autotune-no-cudagraphs"
 # A GPU wants more views at a time than a few cores do.
 _CUDA_FACTOR = 16
 
@@ -30,7 +32,13 @@ class TorchEncoder:
     backend = "torch"
 
     def __init__(
-        self, source: ModelSource, precision: str, *, device: str = "cpu", threads: int | None = None
+        self,
+        source: ModelSource,
+        precision: str,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        compiled: bool = False,
     ) -> None:
         if precision not in PRECISIONS or (precision == "fp16" and device == "cpu"):
             raise ConfigError(f"the torch backend has no precision {precision!r} on {device}")
@@ -58,13 +66,17 @@ class TorchEncoder:
                 "device": torch.device(device).type,
                 "revision": _REVISION,
                 "torch": torch.__version__,
+                **({"compiled": _COMPILE_MODE} if compiled else {}),
             }
         )
+        self.device = torch.device(device)
         self._device = device
         self._dtype = getattr(torch, self.input_dtype)
         # The blocked layout suits the convolutions of the ResNets; transformers gain nothing.
         self._layout = torch.channels_last if source.is_resnet else torch.contiguous_format
         self._visual = ImageTower(model).to(device, self._dtype).to(memory_format=self._layout)
+        # What runs: the tower as it is, or torch's kernels for it, made when it is first called.
+        self._forward: Any = torch.compile(self._visual, mode=_COMPILE_MODE) if compiled else self._visual
         self._texts = TextTower(source, device)
         self._texts.adopt(model.to(device))
 
@@ -94,8 +106,23 @@ class TorchEncoder:
                     # One shape for all: the libraries choose their loops by it, and the sums with them.
                     chunk = torch.cat([chunk, chunk.new_zeros(batch - count, *chunk.shape[1:])])
                     chunk = chunk.contiguous(memory_format=self._layout)
-                rows.append(self._visual(chunk)[:count].float().cpu().numpy())
+                rows.append(self._forward(chunk)[:count].float().cpu().numpy())
         return unit_rows(np.concatenate(rows))
+
+    def embed_on_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same without leaving the device or waiting for it: enqueued on the current stream.
+
+        Args:
+            pixels: [n, 3, S, S] of ``input_dtype`` on ``device``, n a multiple of ``batch``.
+
+        Returns:
+            [n, D] of ``input_dtype``, of any length.
+        """
+        with torch.inference_mode():
+            chunks = torch.split(pixels, self.batch)
+            return torch.cat(
+                [self._forward(chunk.contiguous(memory_format=self._layout)) for chunk in chunks]
+            )
 
     def halve_batch(self) -> bool:
         """Half as many views a pass from now on, where memory ran out; False with one view a pass."""
@@ -114,5 +141,5 @@ class TorchEncoder:
 
     def close(self) -> None:
         """Frees both towers."""
-        del self._visual
+        del self._visual, self._forward
         self._texts.release()

@@ -76,8 +76,12 @@ def crop_resize(planned: Sequence[Any], count: int, size: int, dtype_code: int, 
         out: [count, 3, size, size].
     """
     torch = sys_torch()
+    # From pinned memory, which torch keeps until the copy is through: the host waits for nothing, and can
+    # prepare the next batch while the device computes.
     on_device = [
-        torch.frombuffer(bytearray(words or bytes(8)), dtype=torch.uint8).to(out.device)
+        torch.frombuffer(bytearray(words or bytes(8)), dtype=torch.uint8)
+        .pin_memory()
+        .to(out.device, non_blocking=True)
         for words in function("plan_crops")(*planned)
     ]
     run("crop_resize", out, *on_device, count, size, dtype_code, out)

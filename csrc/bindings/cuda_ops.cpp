@@ -46,8 +46,11 @@ py::tuple plan_crops(const std::vector<ImageTuple>& image_tuples, uintptr_t boxe
                      int64_t box_width, uintptr_t fits, int64_t fits_count, int64_t size, int32_t type,
                      const Channels& mean, const Channels& std) {
   cuda::CropPlan plan;
-  with_crop_params(image_tuples, boxes, count, box_width, fits, fits_count, size, type, mean, std, 0, 1,
-                   [&](const CropResizeParams& params) { plan = cuda::plan_crops(params); });
+  {
+    const py::gil_scoped_release release;  // the decoding threads go on meanwhile
+    with_crop_params(image_tuples, boxes, count, box_width, fits, fits_count, size, type, mean, std, 0, 1,
+                     [&](const CropResizeParams& params) { plan = cuda::plan_crops(params); });
+  }
   return py::make_tuple(
       py::bytes(reinterpret_cast<const char*>(plan.views.data()), plan.views.size() * sizeof(cuda::CropView)),
       py::bytes(reinterpret_cast<const char*>(plan.tables.data()), plan.tables.size() * sizeof(int32_t)));
