@@ -30,7 +30,9 @@ from cdul_fast.training.loop import LoopSettings
 from cdul_fast.training.methods import Problem, method_class, method_names
 from cdul_fast.training.model_dir import ModelInfo, write_model
 from cdul_fast.training.observe import observe
-from cdul_fast.training.recipes import PAPER, Recipe, default_budget, recipe
+from cdul_fast.training.recipes import PAPER, PAPER_DATA, Recipe, default_budget, recipe
+from cdul_fast.training.zeroshot import METHOD as ZEROSHOT
+from cdul_fast.training.zeroshot import VARIANTS, zeroshot_rows
 
 logger = logging.getLogger("cdul_fast.train")
 
@@ -63,6 +65,16 @@ class CompareConfig:
     )
     test: str | None = option(
         None, "CSV with the true labels of the test photos", group=_INPUT, example="--test test.csv"
+    )
+    zeroshot: bool = option(
+        True, "also judge CLIP alone on the test photos", group=_INPUT, example="--no-zeroshot"
+    )
+    test_run: str | None = option(
+        None,
+        "run directory that label made of the test photos, for --zeroshot; without it they are labelled as "
+        "the training photos were, where that can be done",
+        group=_INPUT,
+        example="--test-run runs/test",
     )
     least_positives: int = option(
         10,
@@ -289,6 +301,18 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
         row["map_spread"] = float(np.std([run["map"] for run in runs], ddof=1)) if len(runs) > 1 else 0.0
         rows.append(row)
         print(_line(row), file=sys.stderr, flush=True)
+    if config.zeroshot:
+        found = zeroshot_rows(
+            bench.run,
+            bench.test,
+            config.least_positives,
+            test_run=config.test_run,
+            folder=out / "zeroshot",
+            threads=config.threads,
+        )
+        for row in found:
+            print(_line(row), file=sys.stderr, flush=True)
+        rows += found
     result_file = {
         "config": dataclasses.asdict(config),
         "classes": list(bench.classes),
@@ -304,9 +328,13 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as a Markdown table in the layout of the paper's, the published figures beside it."""
     titles = {"all": "full", "10%": "10 % of labels", "one": "one observed label", "none": "none"}
-    head = ["supervision", "method", "test mAP", "pseudo labels before", "after", "paper, VOC2012"]
+    head = ["supervision", "method", "test mAP", "pseudo labels before", "after"]
+    head += [f"paper, {name}" for name in PAPER_DATA.values()]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
+        if row["method"] == ZEROSHOT:
+            lines.append(_zeroshot_line(row))
+            continue
         title, published = PAPER[row["method"]]
         before = float(np.mean([run["labels_before"] for run in row["runs"]]))
         after = float(np.mean([run["labels_after"] for run in row["runs"]]))
@@ -317,13 +345,30 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['map_mean']:.1f} ± {row['map_spread']:.1f}",
             f"{before:.1f}" if soft else "",
             f"{after:.1f}" if row["budget"] != "all" else "",
-            f"{published['voc2012']:.1f}" if "voc2012" in published else "-",
+            *(f"{published[key]:.1f}" if key in published else "-" for key in PAPER_DATA),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _zeroshot_line(row: Mapping[str, Any]) -> str:
+    missing = row.get("missing")
+    title = "CLIP alone" if missing else VARIANTS[row["variant"]]
+    figure = f"not available: {missing}" if missing else f"{row['map_mean']:.1f}"
+    cells = [
+        "none",
+        f"{title} (`{ZEROSHOT}`)",
+        figure.replace("|", "\\|"),
+        "",
+        "",
+        *("-" for _ in PAPER_DATA),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
 def _line(row: Mapping[str, Any]) -> str:
+    if row["method"] == ZEROSHOT:
+        return f"{ZEROSHOT:12} " + (row.get("missing") or f"{row['map_mean']:5.1f} ({row['variant']})")
     seconds = sum(run["seconds"] for run in row["runs"])
     return f"{row['method']:12} {row['map_mean']:5.1f} +- {row['map_spread']:.1f}  ({seconds:.0f} s)"
 

@@ -51,6 +51,9 @@ RECIPES: dict[str, Recipe] = {
     "cdul": Recipe(0.002, 5.0, 200.0, 60, {"sigma": 0.95, "step": 0.2, "warmup": 10}),
 }
 
+PAPER_DATA = {"voc2012": "VOC2012", "voc2007": "VOC2007", "coco": "COCO", "nus": "NUS"}
+"""The data sets of the paper's comparison, as columns of the table."""
+
 PAPER: dict[str, tuple[str, dict[str, float]]] = {
     "bce_ls": ("BCE-LS", {"voc2012": 91.6, "voc2007": 92.6, "coco": 79.4, "nus": 51.7}),
     "bce": ("BCE", {"voc2012": 90.1, "voc2007": 91.3, "coco": 78.5, "nus": 50.7}),
