@@ -206,7 +206,7 @@ class LabelConfig:
 
     model: str = option(
         "ViT-B-16",
-        "open_clip model, or tiny for the small embedded one",
+        "open_clip model, tiny for the small embedded one, or a folder that engine build wrote",
         group=_MODEL,
         example="--model RN50x64",
     )
@@ -218,13 +218,14 @@ class LabelConfig:
     )
     backend: str = option(
         "auto",
-        "what runs the model; auto follows a fixed order and the run records the outcome",
+        "what runs the model: torch, openvino or tensorrt; auto follows a fixed order and the run records "
+        "the outcome",
         group=_MODEL,
         example="--backend torch",
     )
     precision: str = option(
         "auto",
-        "arithmetic of the model: fp32, bf16, or int8 where the backend has it",
+        "arithmetic of the model: fp32, bf16, fp16, int8 or fp8, where the backend has it",
         group=_MODEL,
         example="--precision fp32",
     )

@@ -15,7 +15,8 @@ from cdul_fast import __version__
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "simplejpeg", "openvino", "pyarrow",
     "safetensors", "rich", "jinja2", "matplotlib", "torchmetrics", "jsonargparse", "huggingface_hub",
-    "nncf", "tensorrt", "tensorrt_rtx_cu13", "onnx", "onnxscript", "onnxruntime", "tensorboard",
+    "nncf", "tensorrt", "tensorrt_rtx_cu13", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
+    "nvidia-modelopt", "tensorboard",
 )  # fmt: skip
 
 
@@ -171,11 +172,28 @@ def _int8() -> Backend:
 
 
 def _tensorrt() -> Backend:
-    found = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name) is not None]
-    lacks = []
-    if not found:
+    from cdul_fast.encoders.onnx_export import EXPORT_PACKAGES
+    from cdul_fast.encoders.tensorrt_build import FLAVOURS, capabilities
+
+    has, lacks, runs = [], [], False
+    for name in FLAVOURS:
+        module, problem = _import(name)
+        if module is not None and hasattr(module, "Builder"):
+            runs = True
+            for_what = ", ".join(capabilities(module)) or "the GPU in this machine"
+            has.append(f"{name} builds engines for {for_what}")
+        elif "not installed" not in problem:
+            lacks.append(problem or f"{name}: an empty package")
+    if not runs:
         lacks.append("tensorrt: not installed (pip install 'cdul_fast[tensorrt]')")
-    if not _cuda_device():
-        lacks.append("CUDA: no device")
-    lacks.append("an encoder: this version runs models with torch and openvino")
-    return Backend("tensorrt", lacks=tuple(lacks))
+    missing = [name for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        lacks.append(f"{', '.join(missing)}: not installed (pip install 'cdul_fast[tensorrt]')")
+    device = _cuda_device()
+    if not device:
+        lacks.append("CUDA: no device to run engines on")
+    elif runs:
+        has.append(f"fp32, bf16, fp16 on {device}")
+    if importlib.util.find_spec("modelopt") is None:
+        lacks.append("fp8: modelopt is not installed (pip install 'cdul_fast[fp8]')")
+    return Backend("tensorrt", tuple(has), tuple(lacks))

@@ -309,13 +309,15 @@ def _text_encoder(run: Run) -> Any:
     from cdul_fast.encoders import create_encoder
 
     model, config = run.model, run.config
-    # int8 quantises the image tower on the run's own photos; the text tower is that of full precision.
-    int8 = model.get("precision") == "int8"
+    # The text tower is that of full precision, whatever ran the image tower: int8 and fp8 are calibrated on
+    # the run's own photos, and TensorRT wants the GPU.
+    engine = model.get("backend") == "tensorrt"
+    own = engine or model.get("precision") == "int8"
     return create_encoder(
-        config.get("model") or model["name"],
-        config.get("pretrained") or "",
-        backend=model.get("backend") or "auto",
-        precision="auto" if int8 else model.get("precision") or "auto",
+        model["name"] if engine else config.get("model") or model["name"],
+        (model["pretrained"] if engine else config.get("pretrained")) or "",
+        backend="auto" if engine else model.get("backend") or "auto",
+        precision="auto" if own else model.get("precision") or "auto",
         quickgelu=config.get("quickgelu"),
         cache_dir=config.get("cache_dir"),
     )

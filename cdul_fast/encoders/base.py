@@ -81,6 +81,10 @@ def unit_rows(rows: npt.NDArray[Any]) -> Floats:
     return unit
 
 
+# A GPU wants more views at a time than a few cores do.
+GPU_FACTOR = 16
+
+
 def inner_batch(image_size: int) -> int:
     """Views of one pass on the CPU: about the pixels of ten views of 224 x 224, between 2 and 40.
 

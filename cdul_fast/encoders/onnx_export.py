@@ -21,6 +21,7 @@ from cdul_fast.errors import CdulError, ConfigError
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+EXPORT_PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 INPUT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float16"}
 
 # Raise when an export of the same weights would give other numbers than before.
@@ -46,7 +47,7 @@ _HELD_OUT = 4
 
 def require_packages() -> None:
     """Raises ConfigError where a package that the export needs is missing."""
-    for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+    for name in EXPORT_PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"an engine needs the package {name}: pip install 'cdul_fast[tensorrt]'")
 

@@ -25,6 +25,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 RANDOM_SEED = 0
 
+# What marks a folder with a TensorRT engine.
+ENGINE_RECORD = "engine.json"
+
 _CONFIG_NAME = "open_clip_config.json"
 _WEIGHTS_NAMES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
 
@@ -90,6 +93,8 @@ def find_model(model: str, pretrained: str, quickgelu: bool | None = None) -> Mo
         return _from_folder(model, Path(model.removeprefix("local-dir:")), quickgelu)
     if model.startswith("hf-hub:"):
         return _from_hub(model, quickgelu)
+    if Path(model, ENGINE_RECORD).is_file():
+        raise ConfigError(f"{model!r} holds a TensorRT engine: --backend tensorrt runs it")
     if Path(model, _CONFIG_NAME).is_file():
         return _from_folder(model, Path(model), quickgelu)
     return _from_name(model, pretrained, quickgelu)

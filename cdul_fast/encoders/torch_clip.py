@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdul_fast.encoders.base import Floats, check_shape, fingerprint, inner_batch, unit_rows
+from cdul_fast.encoders.base import GPU_FACTOR, Floats, fingerprint, inner_batch, unit_rows
 from cdul_fast.encoders.image_tower import ImageTower
 from cdul_fast.encoders.source import ModelSource, load_model
+from cdul_fast.encoders.tensor_pixels import as_tensor
 from cdul_fast.encoders.text_tower import TextTower
 from cdul_fast.errors import ConfigError
 
@@ -22,8 +23,6 @@ _REVISION = 1
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The device engine records graphs itself, so torch is not to.
 _COMPILE_MODE = "max-autotune-no-cudagraphs"
-# A GPU wants more views at a time than a few cores do.
-_CUDA_FACTOR = 16
 
 
 class TorchEncoder:
@@ -57,7 +56,7 @@ class TorchEncoder:
         # On a GPU one call's pixels travel while another's are computed; on a CPU two would share the cores.
         self.parallel_calls = 2 if str(device).startswith("cuda") else 1
         self.dim = int(source.config["embed_dim"])
-        self.batch = inner_batch(source.image_size) * (1 if device == "cpu" else _CUDA_FACTOR)
+        self.batch = inner_batch(source.image_size) * (1 if device == "cpu" else GPU_FACTOR)
         self.fingerprint = fingerprint(
             {
                 "source": source.identity(),
@@ -86,15 +85,7 @@ class TorchEncoder:
 
     def embed_images(self, pixels: Any) -> Floats:
         """float32 [n, D] of unit rows; see :meth:`base.Encoder.embed_images`."""
-        if isinstance(pixels, np.ndarray):
-            pixels = torch.from_numpy(pixels)
-            if pixels.dtype == torch.uint16:
-                pixels = pixels.view(torch.bfloat16)
-        if not isinstance(pixels, torch.Tensor):
-            raise TypeError(f"pixels must be a torch tensor or a NumPy array, got {type(pixels).__name__}")
-        if not pixels.is_floating_point():
-            raise TypeError(f"pixels must be {self.input_dtype}, got {pixels.dtype}")
-        check_shape(pixels.shape, self.image_size)
+        pixels = as_tensor(pixels, self.input_dtype, self.image_size)
         rows = [np.empty((0, self.dim), np.float32)] if len(pixels) == 0 else []
         batch = self.batch  # another thread may halve it
         with torch.inference_mode():

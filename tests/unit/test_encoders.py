@@ -372,7 +372,7 @@ def test_bad_weights_get_one_line(named: str, tmp_path: Path, make: Callable[[Pa
         ("ViT-B-16", "weights/none.pt", {}, "no such file"),
         ("local-dir:/nowhere", "", {}, "no open_clip_config.json"),
         ("tiny", "", {"backend": "onnx"}, "unknown backend 'onnx'"),
-        ("tiny", "", {"precision": "fp8"}, "unknown precision 'fp8'"),
+        ("tiny", "", {"precision": "fp4"}, "unknown precision 'fp4'"),
         ("tiny", "", {"threads": 0}, "threads"),
         ("tiny", "", {"backend": "torch", "precision": "int8"}, "no precision 'int8'"),
         ("tiny", "", {"backend": "openvino", "precision": "fp16"}, "no precision 'fp16'"),
