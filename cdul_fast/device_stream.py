@@ -107,7 +107,7 @@ class HostPlace:
 
 class _CudaMark:
     def __init__(self) -> None:
-        self.event = _cuda.Event(enable_timing=True)
+        self.event = _cuda.Event(enable_timing=True, blocking=True)  # waits without a core
         self.event.record()
 
     def hold(self) -> None:
