@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS: dict[str, str] = {
     "CdulError": "cdul_fast.errors",
-    "CompareConfig": "cdul_fast.training.comparison",
+    "CompareConfig": "cdul_fast.training.compare_config",
     "ConfigError": "cdul_fast.errors",
     "ExportConfig": "cdul_fast.training.exporting",
     "LabelConfig": "cdul_fast.config",

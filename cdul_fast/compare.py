@@ -10,7 +10,8 @@ from cdul_fast.cli import EXIT_OK, parse_config, run_main
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: ``compare config.yaml`` is short for ``compare --config config.yaml``."""
-    from cdul_fast.training.comparison import CompareConfig, compare_methods, table
+    from cdul_fast.training.compare_config import CompareConfig
+    from cdul_fast.training.comparison import compare_methods, table
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):

@@ -13,6 +13,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cdul_fast.training.config import TrainConfig
 
     config = parse_config(TrainConfig, "python -m cdul_fast.train", argv, ("run",))
+    if config.dry_run:
+        from cdul_fast.training.planning import plan
+
+        print(plan(config))
+        return EXIT_OK
     from cdul_fast.training.runner import train_on_run
 
     result = train_on_run(config)

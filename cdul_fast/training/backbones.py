@@ -69,7 +69,8 @@ class TimmBackbone(Backbone):
 class TorchvisionBackbone(Backbone):
     """A torchvision classification model whose last linear layer is gone.
 
-    Maps are what its last layer with a spatial output gives, found once by running a blank image.
+    Maps are what its last layer with a spatial output of as many channels gives, found once by running a
+    blank image. Models with a hidden layer behind the pooling (VGG, MobileNetV3) have no such maps.
     """
 
     def __init__(self, model: nn.Module, info: BackboneInfo, map_layer: str) -> None:
@@ -78,6 +79,8 @@ class TorchvisionBackbone(Backbone):
 
     def maps(self, images: Tensor) -> Tensor:
         """Feature maps [B, D, h, w]."""
+        if not self._map_layer:
+            raise ConfigError(f"backbone {self.info.name!r} has no feature map that its classifier reads")
         caught: list[Tensor] = []
         layer = self.model.get_submodule(self._map_layer)
         handle = layer.register_forward_hook(lambda _m, _i, output: caught.append(output))
@@ -151,7 +154,7 @@ def _torchvision(name: str, plain: str, weights: str) -> Backbone:
 
 
 def _map_layer(model: nn.Module, channels: int) -> str:
-    """The last layer to give a [1, D, h, w] or [1, h, w, D] output with more than one cell."""
+    """The last layer that gives [1, D, h, w] or [1, h, w, D] with more than one cell; "" if none does."""
     last = ""
     shapes: dict[str, tuple[int, ...]] = {}
     order: list[str] = []
@@ -178,8 +181,6 @@ def _map_layer(model: nn.Module, channels: int) -> str:
         spatial = len(shape) == 4 and channels in (shape[1], shape[3]) and math.prod(shape[1:]) > channels
         if spatial or (len(shape) == 3 and shape[2] == channels and shape[1] > 1):
             last = key
-    if not last:
-        raise ConfigError("the backbone has no spatial feature map")
     return last
 
 

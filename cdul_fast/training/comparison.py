@@ -18,140 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdul_fast.cli import option
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import ConfigError
+from cdul_fast.run_log import versions
 from cdul_fast.training.backbones import create_backbone
+from cdul_fast.training.compare_config import CompareConfig
 from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_photos, rescored, training_set
 from cdul_fast.training.features import FeatureSet, extract_features
+from cdul_fast.training.finetune import finetune
 from cdul_fast.training.heads import HeadResult, train_head
 from cdul_fast.training.loop import LoopSettings
-from cdul_fast.training.methods import Problem, method_class, method_names
-from cdul_fast.training.model_dir import ModelInfo, write_model
+from cdul_fast.training.methods import Problem, method_class
+from cdul_fast.training.model_dir import BACKBONE, ModelInfo, write_model
 from cdul_fast.training.observe import observe
-from cdul_fast.training.recipes import PAPER, PAPER_DATA, Recipe, default_budget, recipe
+from cdul_fast.training.recipes import PAPER, PAPER_DATA, Recipe, default_budget
 from cdul_fast.training.zeroshot import METHOD as ZEROSHOT
 from cdul_fast.training.zeroshot import VARIANTS, zeroshot_rows
 
 logger = logging.getLogger("cdul_fast.train")
-
-_INPUT, _TRAINING, _OUTPUT = "Input", "Training", "Output"
-_ORDER = (
-    *("bce_ls", "bce", "sarb", "asl", "sst", "ll_r", "ll_ct", "ll_cp", "g2netpl"),
-    *("an", "an_ls", "wan", "partial_bce", "epr", "role", "soft", "cdul"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """Train every method on the same frozen features with several seeds, and print the comparison table."""
-
-    run: str | None = option(
-        None, "run directory with the soft labels of the training photos", group=_INPUT, example="--run run/"
-    )
-    scores: str | None = option(
-        None,
-        "instead of a run: npz file of cached CLIP cosines (ids, classes, global_cos, local_max_cos, "
-        "local_min_cos); it becomes a run directory in --out",
-        group=_INPUT,
-        example="--scores scores.npz",
-    )
-    photos: str | None = option(
-        None, "folder of the training photos that --scores names", group=_INPUT, example="--photos train/"
-    )
-    truth: str | None = option(
-        None, "CSV with the true labels of the training photos", group=_INPUT, example="--truth train.csv"
-    )
-    test: str | None = option(
-        None, "CSV with the true labels of the test photos", group=_INPUT, example="--test test.csv"
-    )
-    zeroshot: bool = option(
-        True, "also judge CLIP alone on the test photos", group=_INPUT, example="--no-zeroshot"
-    )
-    test_run: str | None = option(
-        None,
-        "run directory that label made of the test photos, for --zeroshot; without it they are labelled as "
-        "the training photos were, where that can be done",
-        group=_INPUT,
-        example="--test-run runs/test",
-    )
-    least_positives: int = option(
-        10,
-        "classes with fewer positives among the test photos are not judged",
-        group=_INPUT,
-        unit="photos",
-        example="--least-positives 20",
-    )
-    methods: str = option(
-        "all", "methods to compare, joined by commas", group=_TRAINING, example="--methods cdul,soft,an"
-    )
-    seeds: str = option("0,1,2", "seeds, joined by commas", group=_TRAINING, example="--seeds 0,1")
-    epochs: int | None = option(
-        None,
-        "epochs of every method; without it each recipe's own",
-        group=_TRAINING,
-        unit="epochs",
-        example="--epochs 10",
-    )
-    batch_size: int = option(64, "photos a step", group=_TRAINING, unit="photos", example="--batch-size 128")
-    expected_positives: float = option(
-        1.5,
-        "positives a photo that EPR, ROLE and G2NetPL expect (the paper has 1.5 on VOC 2012)",
-        group=_TRAINING,
-        example="--expected-positives 2.9",
-    )
-    backbone: str = option(
-        "efficientnet_lite0", "timm or torchvision model", group=_TRAINING, example="--backbone resnet50"
-    )
-    weights: str = option("auto", "auto, none or a weights file", group=_TRAINING, example="--weights none")
-    image_size: int = option(
-        256, "side of the backbone's input", group=_TRAINING, unit="pixels", example="--image-size 224"
-    )
-    map_grid: int = option(
-        4,
-        "side of the stored feature maps (SST and SARB)",
-        group=_TRAINING,
-        unit="cells",
-        example="--map-grid 7",
-    )
-    out: str = option(
-        "build/compare", "folder for models and results", group=_OUTPUT, example="--out build/other"
-    )
-    threads: int | None = option(
-        None,
-        "CPU threads; without it all cores",
-        group=_OUTPUT,
-        unit="threads",
-        example="--threads 4",
-        free=True,
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run, naming the flag."""
-        if (self.run is None) == (self.scores is None):
-            raise ConfigError("give --run or --scores, one of the two")
-        if self.scores is not None and self.photos is None:
-            raise ConfigError("--scores needs --photos, the folder of the photos it names")
-        if self.truth is None or self.test is None:
-            raise ConfigError("--truth and --test are needed: CSV files with the true labels")
-        self.method_list()
-        self.seed_list()
-
-    def method_list(self) -> tuple[str, ...]:
-        """The methods, in the order of the table."""
-        names = list(_ORDER) if self.methods == "all" else [m.strip() for m in self.methods.split(",")]
-        for name in names:
-            if name not in method_names():
-                raise ConfigError(f"--methods wants names among {', '.join(method_names())}; got {name!r}")
-        return tuple(sorted(names, key=_ORDER.index))
-
-    def seed_list(self) -> tuple[int, ...]:
-        """The seeds."""
-        try:
-            return tuple(int(seed) for seed in self.seeds.split(","))
-        except ValueError:
-            raise ConfigError(f"--seeds wants whole numbers joined by commas, got {self.seeds!r}") from None
 
 
 @dataclass
@@ -201,8 +86,8 @@ class Bench:
         )
 
 
-def prepare(config: CompareConfig) -> Bench:
-    """Open or make the run, read the truth, extract (or read) the features.
+def open_data(config: CompareConfig) -> tuple[Run, TrainingSet, LabelledPhotos]:
+    """The run (made first where only scores are given), its training set, and the test set.
 
     Raises:
         ConfigError: For a file that is absent or does not fit.
@@ -212,7 +97,17 @@ def prepare(config: CompareConfig) -> Bench:
     run = open_run(config.run) if config.run is not None else _run_of_scores(config, out / "run")
     train = training_set(run, truth=config.truth)
     assert config.test is not None
-    test = labelled_photos(config.test, train.classes)
+    return run, train, labelled_photos(config.test, train.classes)
+
+
+def prepare(config: CompareConfig) -> Bench:
+    """Open or make the run, read the truth, extract (or read) the features.
+
+    Raises:
+        ConfigError: For a file that is absent or does not fit.
+    """
+    run, train, test = open_data(config)
+    out = Path(config.out)
     backbone = create_backbone(config.backbone, config.weights).eval()
     needs_maps = any(method_class(name).wants_maps for name in config.method_list())
     found = [
@@ -268,34 +163,23 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
         ConfigError: For inputs that are absent or do not fit.
     """
     start = time.perf_counter()
-    bench = prepare(config)
     out = Path(config.out)
-    backbone_file = out / "backbone.safetensors"
-    _write_backbone(config, backbone_file)
+    bench = None
+    if config.finetune:
+        run, train, test = open_data(config)
+    else:
+        bench = prepare(config)
+        run, train, test = bench.run, bench.train, bench.test
+        _write_backbone(config, out / BACKBONE)
     rows: list[dict[str, Any]] = []
     for method in config.method_list():
-        chosen = recipe(method)
-        if config.epochs is not None:
-            chosen = dataclasses.replace(chosen, epochs=config.epochs)
+        chosen = config.recipe(method)
         runs: list[dict[str, Any]] = []
         for seed in config.seed_list():
-            result = train_one(
-                bench, method, chosen, seed, batch_size=config.batch_size, least=config.least_positives
-            )
-            score, per_class = result.test(
-                bench.features(method, test=True), bench.test.truth, config.least_positives
-            )
-            runs.append(
-                {
-                    "seed": seed,
-                    "map": score,
-                    "labels_before": result.labels_before,
-                    "labels_after": result.labels_after,
-                    "seconds": round(result.seconds, 2),
-                    "ap": [None if np.isnan(value) else round(float(value), 2) for value in per_class],
-                }
-            )
-            _keep(config, bench, method, chosen, seed, result, backbone_file)
+            if bench is None:
+                runs.append(finetune(config, run, test, method, chosen, seed))
+            else:
+                runs.append(_train_and_test(config, bench, method, chosen, seed))
         row: dict[str, Any] = {"method": method, "budget": default_budget(method), "runs": runs}
         row["map_mean"] = float(np.mean([run["map"] for run in runs]))
         row["map_spread"] = float(np.std([run["map"] for run in runs], ddof=1)) if len(runs) > 1 else 0.0
@@ -303,8 +187,8 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
         print(_line(row), file=sys.stderr, flush=True)
     if config.zeroshot:
         found = zeroshot_rows(
-            bench.run,
-            bench.test,
+            run,
+            test,
             config.least_positives,
             test_run=config.test_run,
             folder=out / "zeroshot",
@@ -313,16 +197,36 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
         for row in found:
             print(_line(row), file=sys.stderr, flush=True)
         rows += found
-    result_file = {
+    result_file: dict[str, Any] = {
         "config": dataclasses.asdict(config),
-        "classes": list(bench.classes),
+        "classes": list(train.classes),
         "seconds": round(time.perf_counter() - start, 1),
-        "feature_seconds": [bench.train_features.seconds, bench.test_features.seconds],
+        "versions": versions(),
         "rows": rows,
     }
+    if bench is not None:
+        result_file["feature_seconds"] = [bench.train_features.seconds, bench.test_features.seconds]
     with replacing(out / "comparison.json") as temporary:
         temporary.write_text(json.dumps(result_file, indent=1), encoding="utf-8")
     return rows
+
+
+def _train_and_test(
+    config: CompareConfig, bench: Bench, method: str, chosen: Recipe, seed: int
+) -> dict[str, Any]:
+    """One training on the bench's features, its figures, and its model in ``config.out``."""
+    least = config.least_positives
+    result = train_one(bench, method, chosen, seed, batch_size=config.batch_size, least=least)
+    score, per_class = result.test(bench.features(method, test=True), bench.test.truth, least)
+    _keep(config, bench, method, chosen, seed, result, Path(config.out) / BACKBONE)
+    return {
+        "seed": seed,
+        "map": score,
+        "labels_before": result.labels_before,
+        "labels_after": result.labels_after,
+        "seconds": round(result.seconds, 2),
+        "ap": [None if np.isnan(value) else round(float(value), 2) for value in per_class],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -425,7 +329,7 @@ def _keep(
     """Write one model; all models share the backbone's file."""
     folder = Path(config.out) / f"{method}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "backbone.safetensors"
+    target = folder / BACKBONE
     target.unlink(missing_ok=True)
     try:
         os.link(backbone_file, target)

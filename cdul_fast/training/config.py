@@ -63,6 +63,13 @@ class TrainConfig:
         example="--difficult present",
     )
 
+    drop_unlabelled: bool = option(
+        False,
+        "leave out photos that have none of the classes, by --val and by --truth (as the paper does on COCO)",
+        group=_INPUT,
+        example="--drop-unlabelled",
+    )
+
     aggregator: Literal["global", "mean", "max", "cdul"] | None = option(
         None,
         "compute soft labels anew from the stored cosines; without it the run's own",
@@ -274,6 +281,13 @@ class TrainConfig:
         group=_RUNNING,
         unit="threads",
         example="--threads 4",
+        free=True,
+    )
+    dry_run: bool = option(
+        False,
+        "open the data, show the plan and stop",
+        group=_RUNNING,
+        example="--dry-run",
         free=True,
     )
     quiet: bool = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def training_set(
     truth: str | None = None,
     truth_split: str | None = None,
     difficult: Difficult = "absent",
+    drop_unlabelled: bool = False,
     aggregator: str | None = None,
     scale: float | None = None,
     zeta: float | None = None,
@@ -69,6 +71,7 @@ def training_set(
             as unjudged.
         truth_split: Split of a VOC or NUS-WIDE truth.
         difficult: What a VOC class counts as where all its objects are marked difficult.
+        drop_unlabelled: Leave out photos that have none of the classes by the truth.
         aggregator: With any of the next three: recompute soft labels from the stored cosines.
         scale: Softmax scale.
         zeta: Bound of the aggregator.
@@ -84,10 +87,6 @@ def training_set(
     if any(value is not None for value in (aggregator, scale, zeta, lam)):
         soft = rescored(run, aggregator=aggregator, scale=scale, zeta=zeta, lam=lam)
     photos = [run.photo(path) for path in paths]
-    if not photos[0].is_file():
-        raise CdulError(
-            f"the photos of {show_path(run.path)} are not where the run says: no {show_path(photos[0])}"
-        )
     targets = None
     if truth is not None:
         known = load_truth(truth, split=truth_split, difficult=difficult)
@@ -98,8 +97,17 @@ def training_set(
             raise ConfigError(f"{truth} and {show_path(run.path)} share no photo")
         targets = np.full(soft.shape, -1, np.int8)
         targets[alignment.rows] = target_matrix(known, alignment.truth_rows, run.classes)
-    texts = run.texts()
-    return TrainingSet(photos, paths, tuple(run.classes), soft, targets, texts)
+    if drop_unlabelled and targets is not None:
+        rows = np.flatnonzero((targets != 0).any(axis=1))
+        photos, paths = [photos[row] for row in rows], [paths[row] for row in rows]
+        soft, targets = soft[rows], targets[rows]
+    absent = [photo for photo in photos if not photo.is_file()]
+    if absent:
+        raise CdulError(
+            f"{len(absent)} of {len(photos)} photos of {show_path(run.path)} are not where the run says, "
+            f"such as {show_path(absent[0])}"
+        )
+    return TrainingSet(photos, paths, tuple(run.classes), soft, targets, run.texts())
 
 
 def rescored(
@@ -133,6 +141,11 @@ def _data_set(
     if not len(alignment.rows):
         raise ConfigError(f"{file}: none of its photos has labels")
     photos = [source.root / source.names[row] for row in alignment.rows]
+    absent = [photo for photo in photos if not photo.is_file()]
+    if absent:
+        raise ConfigError(
+            f"{file}: {len(absent)} of its {len(photos)} photos are missing, such as {show_path(absent[0])}"
+        )
     return LabelledPhotos(photos, target_matrix(known, alignment.truth_rows, classes))
 
 
@@ -142,6 +155,8 @@ def labelled_photos(
     images: str | None = None,
     split: str | None = None,
     difficult: Difficult = "absent",
+    *,
+    drop_unlabelled: bool = False,
 ) -> LabelledPhotos:
     """Photos with labels: a CSV of ``image`` and ``labels``, or a VOC, COCO or NUS-WIDE data set.
 
@@ -152,6 +167,7 @@ def labelled_photos(
             beside it (``test/`` beside ``test.csv``).
         split: Split of a VOC or NUS-WIDE data set.
         difficult: What a VOC class counts as where all its objects are marked difficult.
+        drop_unlabelled: Leave out photos that have none of the classes.
 
     Raises:
         ConfigError: No photo is found, or no class is shared.
@@ -159,9 +175,19 @@ def labelled_photos(
     known = load_truth(file, split=split, difficult=difficult)
     if not match_classes(classes, known.names):
         raise ConfigError(f"{file} shares no class with the training set")
+    if Path(file).suffix.lower() in (".csv", ".tsv"):
+        found = _listed(file, known, classes, images)
+    else:
+        found = _data_set(file, known, classes, images, split)
+    if drop_unlabelled:
+        rows = np.flatnonzero((found.truth == 1).any(axis=1))
+        found = LabelledPhotos([found.photos[row] for row in rows], found.truth[rows])
+    return found
+
+
+def _listed(file: str, known: Truth, classes: tuple[str, ...], images: str | None) -> LabelledPhotos:
+    """The photos of a CSV."""
     path = Path(file)
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return _data_set(file, known, classes, images, split)
     folders = [Path(images)] if images is not None else [path.parent, path.with_suffix("")]
     for folder in folders:
         photos = [folder / name for name in known.images]
@@ -172,3 +198,8 @@ def labelled_photos(
             return LabelledPhotos(photos, target_matrix(known, np.arange(len(photos)), classes))
     looked = " or ".join(show_path(folder) for folder in folders)
     raise ConfigError(f"{file}: its photos are not in {looked}; name their folder")
+
+
+def write_list(path: Path, photos: Sequence[Path]) -> None:
+    """Write photos as a file for ``--list``; names end with NUL, so that they may hold anything."""
+    path.write_bytes(b"".join(bytes(photo.absolute()) + b"\0" for photo in photos))

@@ -131,7 +131,7 @@ class Loop:
         self.position = Position()
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.photos = 0  # trained on so far, each as often as it was
-        self._run = run_network or network
+        self._run = network if run_network is None else run_network
         own = method.modules()
         head = [*network.head.parameters(), *(own.parameters() if own is not None else ())]
         body = [] if network.backbone is None else list(network.backbone.parameters())

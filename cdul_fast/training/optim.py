@@ -65,7 +65,7 @@ def learning_rate_factor(
 
 
 class MovingAverage:
-    """Exponential moving average of a network's weights; buffers are copied.
+    """Exponential moving average of a network's weights and running statistics; counters are copied.
 
     Args:
         network: The network to follow.

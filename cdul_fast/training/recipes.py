@@ -7,9 +7,13 @@ photos); grid, outcome and evidence are in benchmarks/NOTES.md, section "Trainin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cdul_fast.training.loop import LoopSettings
 from cdul_fast.training.methods import method_class
+
+if TYPE_CHECKING:
+    from cdul_fast.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,29 @@ def recipe(method: str) -> Recipe:
 def default_budget(method: str) -> str:
     """The annotation budget of a method's row in the comparison table."""
     return method_class(method).supervision
+
+
+def resolved_recipe(config: TrainConfig) -> Recipe:
+    """The recipe behind settings that were left open."""
+    if config.freeze_backbone:
+        return recipe(config.method)
+    return Recipe(lr=1e-5, epochs=20, options=dict(recipe(config.method).options))
+
+
+def loop_settings(config: TrainConfig, chosen: Recipe) -> LoopSettings:
+    """How the loop trains: what was given, and the recipe for the rest."""
+    frozen = config.freeze_backbone
+    return LoopSettings(
+        epochs=config.epochs or chosen.epochs,
+        batch_size=config.batch_size or (64 if frozen else 8),
+        lr=chosen.lr if config.lr is None else config.lr,
+        head_lr_factor=config.head_lr_factor,
+        weight_decay=chosen.weight_decay if config.weight_decay is None else config.weight_decay,
+        optimizer=config.optimizer or ("adamw" if frozen else "adam"),
+        schedule=config.schedule or ("cosine" if frozen else "constant"),
+        warmup_share=config.warmup_share,
+        ema=config.ema,
+        accumulate=config.accumulate,
+        precision=config.precision,
+        seed=config.seed,
+    )

@@ -32,11 +32,11 @@ from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_pho
 from cdul_fast.training.distributed import World, join_world, leave_world
 from cdul_fast.training.features import extract_features
 from cdul_fast.training.latent import LatentLabels
-from cdul_fast.training.loop import STAGES, Loop, LoopSettings, Network, mean_average_precision
+from cdul_fast.training.loop import STAGES, Loop, Network, mean_average_precision
 from cdul_fast.training.methods import Method, Problem, create_method, method_class
 from cdul_fast.training.model_dir import BACKBONE, FORMAT, ModelInfo, write_info
 from cdul_fast.training.observe import observe
-from cdul_fast.training.recipes import Recipe, default_budget, recipe
+from cdul_fast.training.recipes import default_budget, loop_settings, resolved_recipe
 from cdul_fast.training.watch import Watch
 
 logger = logging.getLogger("cdul_fast.train")
@@ -113,13 +113,14 @@ class _Session:
         config, world = self.config, self.world
         _set_up(config)
         world.barrier()
-        chosen = _resolve(config)
+        chosen = resolved_recipe(config)
         assert config.run is not None
         data = training_set(
             open_run(config.run),
             truth=config.truth,
             truth_split=config.truth_split,
             difficult=config.difficult,
+            drop_unlabelled=config.drop_unlabelled,
             aggregator=config.aggregator,
             scale=chosen.label_scale if config.label_scale is None else config.label_scale,
             zeta=config.zeta,
@@ -128,7 +129,12 @@ class _Session:
         val = None
         if config.val is not None:
             val = labelled_photos(
-                config.val, data.classes, config.val_images, config.val_split, config.difficult
+                config.val,
+                data.classes,
+                config.val_images,
+                config.val_split,
+                config.difficult,
+                drop_unlabelled=config.drop_unlabelled,
             )
         torch.manual_seed(config.seed)  # a backbone without weights starts at random
         backbone = create_backbone(config.backbone, config.weights)
@@ -143,7 +149,7 @@ class _Session:
         if config.channels_last:
             network.to(memory_format=torch.channels_last)
         run_network = torch.compile(network) if config.compile else None
-        loop = Loop(network, method, batches, _loop_settings(config, chosen), world, run_network)
+        loop = Loop(network, method, batches, loop_settings(config, chosen), world, run_network)
         info = ModelInfo(
             classes=data.classes,
             backbone=config.backbone,
@@ -392,31 +398,6 @@ def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
         parts.append(f"label mAP {entry['label_map']:.1f}")
     parts.append(f"{entry['label_positives']:.2f} labels a photo, {entry['label_changed']:.2%} changed")
     return ", ".join([*parts, f"{entry['seconds']:.1f} s"])
-
-
-def _resolve(config: TrainConfig) -> Recipe:
-    """The recipe behind settings that were left open."""
-    if config.freeze_backbone:
-        return recipe(config.method)
-    return Recipe(lr=1e-5, epochs=20, options=dict(recipe(config.method).options))
-
-
-def _loop_settings(config: TrainConfig, chosen: Recipe) -> LoopSettings:
-    frozen = config.freeze_backbone
-    return LoopSettings(
-        epochs=config.epochs or chosen.epochs,
-        batch_size=config.batch_size or (64 if frozen else 8),
-        lr=chosen.lr if config.lr is None else config.lr,
-        head_lr_factor=config.head_lr_factor,
-        weight_decay=chosen.weight_decay if config.weight_decay is None else config.weight_decay,
-        optimizer=config.optimizer or ("adamw" if frozen else "adam"),
-        schedule=config.schedule or ("cosine" if frozen else "constant"),
-        warmup_share=config.warmup_share,
-        ema=config.ema,
-        accumulate=config.accumulate,
-        precision=config.precision,
-        seed=config.seed,
-    )
 
 
 def _set_up(config: TrainConfig) -> None:

@@ -18,7 +18,7 @@ from cdul_fast.data.truth import Truth, align
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.pseudo_labels import soft_labels
 from cdul_fast.run_settings import run_settings
-from cdul_fast.training.dataset import LabelledPhotos
+from cdul_fast.training.dataset import LabelledPhotos, write_list
 from cdul_fast.training.loop import mean_average_precision
 
 METHOD = "zeroshot"
@@ -84,8 +84,7 @@ def _label(run: Run, test: LabelledPhotos, folder: Path, threads: int | None) ->
     settings = {name: run.config[name] for name in kept}
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "photos.list"
-    # NUL ends a name, so that it may hold anything.
-    listed.write_bytes(b"".join(bytes(photo.absolute()) + b"\0" for photo in test.photos))
+    write_list(listed, test.photos)
     try:
         from cdul_fast.pipeline import label_images
 

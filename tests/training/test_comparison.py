@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from cdul_fast.data import from_cosines
+from cdul_fast.data.run_dir import open_run
 from cdul_fast.errors import ConfigError
 from cdul_fast.training.comparison import CompareConfig, compare_methods, table
 from cdul_fast.training.dataset import labelled_photos
@@ -162,3 +163,47 @@ def test_without_seeds_or_known_methods_it_says_so(toy_run, tmp_path):
         config(toy_run, tmp_path, methods="cdull")
     with pytest.raises(ConfigError, match="--seeds wants whole numbers"):
         config(toy_run, tmp_path, seeds="a")
+    with pytest.raises(ConfigError, match=r"--options wants method\.name=value .* got 'warmup=1'"):
+        config(toy_run, tmp_path, options="warmup=1")
+    with pytest.raises(ConfigError, match="--finetune needs --epochs"):
+        config(toy_run, tmp_path, finetune=True, epochs=None)
+
+
+def test_options_take_the_place_of_the_recipes(toy_run, tmp_path):
+    given = config(toy_run, tmp_path, options="cdul.warmup=3,bce_ls.smoothing=0.2")
+    assert given.recipe("cdul").options["warmup"] == "3" and given.recipe("cdul").options["sigma"] == 0.95
+    assert given.recipe("bce_ls").options == {"smoothing": "0.2"} and given.recipe("soft").options == {}
+
+
+def test_whole_networks_are_trained_and_judged_once(toy_run, tmp_path):
+    few = {
+        "methods": "soft,cdul",
+        "seeds": "0",
+        "epochs": 3,
+        "batch_size": 12,
+        "finetune": True,
+        "lr": 1e-2,
+        "options": "cdul.warmup=1,cdul.step=0.5,cdul.sigma=0.5",
+        "zeroshot": False,
+    }
+    rows = compare_methods(config(toy_run, tmp_path, **few))
+    assert [row["method"] for row in rows] == ["soft", "cdul"]
+    truth = labelled_photos(str(toy_run / "val.csv"), ("red", "green", "blue")).truth
+    for row in rows:
+        (run,) = row["runs"]
+        folder = tmp_path / f"{row['method']}-seed0"
+        paths, scores = open_run(folder / "test").scores()
+        assert [Path(path).name for path in paths] == [f"val_{number:03d}.png" for number in range(24)]
+        wanted = 100 * average_precision_score(truth, scores, average="macro")
+        assert run["map"] == pytest.approx(wanted, abs=0.05)
+        assert run["epochs"] == 3 and len(run["losses"]) == 3 and run["losses"][-1] < run["losses"][0]
+        stages = run["stages"]
+        for stage in ("load", "forward", "backward", "step", "decode", "augment"):
+            assert stages[stage] > 0, stage
+        assert run["limiting_stage"] in stages and run["images_per_second"] > 0
+    soft, cdul = (row["runs"][0] for row in rows)
+    assert soft["labels_after"] == soft["labels_before"]
+    assert cdul["labels_after"] != cdul["labels_before"], "labels move after the warm-up of one epoch"
+    again = compare_methods(config(toy_run, tmp_path, **few))
+    assert [row["map_mean"] for row in again] == [row["map_mean"] for row in rows]
+    assert json.loads((tmp_path / "comparison.json").read_text())["rows"] == again
