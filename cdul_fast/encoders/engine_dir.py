@@ -159,8 +159,6 @@ def ensure_engine(
         ConfigError: a package is missing, or the calibration does not fit.
         CdulError: the export or TensorRT fails, or the folder cannot be written.
     """
-    if spec.precision == "fp8":
-        onnx_export.require_fp8()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -173,8 +171,8 @@ def ensure_engine(
             reasons += _differences(found, key, (*_EXPORT_KEYS, *_ENGINE_KEYS))
             if not reasons:
                 return EngineDir(folder, found, reused=True)
-            for reason in reasons:
-                log.warning("the engine in %s is built again: %s", show_path(folder), reason)
+        for reason in reasons:
+            log.warning("the engine in %s is built again: %s", show_path(folder), reason)
         sound = found is not None and not any(
             _file_problem(folder, found, name) for name in found["files"] if name != ENGINE
         )
@@ -230,11 +228,12 @@ def _file_problem(folder: Path, record: dict[str, Any], name: str) -> str:
 def _views(spec: EngineSpec, found: dict[str, Any] | None) -> Floats | None:
     if spec.precision != "fp8":
         return None
+    if spec.calibration is None and found is not None and found["key"]["precision"] == "fp8":
+        # Those that it was calibrated on before stand.
+        return None
+    onnx_export.require_fp8()
     if spec.calibration is not None:
         return spec.calibration()
-    if found is not None and found["key"]["precision"] == "fp8":
-        # Without photos, those that it was calibrated on before stand.
-        return None
     raise ConfigError("fp8 is calibrated on your own photos: name some with --photos")
 
 

@@ -32,8 +32,9 @@ _RUNTIME_CACHE = "runtime.cache"
 class TensorRtEncoder:
     """Runs every pass at the engine's one working batch, filled up with zeros; see :class:`base.Encoder`.
 
-    Buffers are allocated when the engine is loaded, two sets of them, and never again: nothing that a pass
-    does waits for memory, and the address of a buffer never changes.
+    Two sets of buffers are allocated, each when it is first needed, and never again: nothing that a pass does
+    waits for memory, and the address of a buffer never changes. Where the pixels lie on the device already,
+    :meth:`embed_on_device` reads them there.
     """
 
     backend = "tensorrt"
@@ -63,13 +64,14 @@ class TensorRtEncoder:
         self.fingerprint = fingerprint(
             {"backend": self.backend, "engine": record["key"], "shape": [self.batch, self.image_size]}
         )
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._texts = texts or TextTower(source)
-        self._passes: queue.SimpleQueue[_Pass] = queue.SimpleQueue()
+        self._device_context: Any = None
+        self._passes: queue.SimpleQueue[_Pass | None] = queue.SimpleQueue()
+        for _ in range(_IN_FLIGHT):
+            self._passes.put(None)
         with self._current_device():
             self._engine = _Engine(toolkit, directory)
-            for _ in range(_IN_FLIGHT):
-                self._passes.put(self._new_pass())
 
     def embed_images(self, pixels: Any) -> Floats:
         """float32 [n, D] of unit rows; see :meth:`base.Encoder.embed_images`."""
@@ -82,6 +84,29 @@ class TensorRtEncoder:
                 rows[start:stop] = one.run(pixels[start:stop]).cpu().numpy()
         return unit_rows(rows)
 
+    def embed_on_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same without leaving the device or waiting for it: enqueued on the current stream.
+
+        One thread calls it at a time, as one stream does its work; a CUDA graph may record it.
+
+        Args:
+            pixels: contiguous [n, 3, S, S] of ``input_dtype`` on ``device``, n a multiple of ``batch``.
+
+        Returns:
+            float32 [n, D], rows of length one.
+        """
+        with self._current_device():
+            rows = torch.empty((len(pixels), self.dim), dtype=torch.float32, device=self.device)
+            if self._device_context is None:
+                self._device_context = self._engine.context()
+                _set_shape(self._device_context, tuple(pixels[: self.batch].shape))
+            stream = torch.cuda.current_stream(self.device)
+            for start in range(0, len(pixels), self.batch):
+                stop = start + self.batch
+                _set_addresses(self._device_context, pixels[start:stop], rows[start:stop])
+                _enqueue(self._device_context, stream)
+        return rows
+
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """float32 [n, D] of unit rows, computed by torch in float32."""
         return self._texts.embed(texts)
@@ -93,23 +118,25 @@ class TensorRtEncoder:
     def close(self) -> None:
         """Keeps the kernels that were compiled, then frees the engine, its buffers and the text tower."""
         self._engine.keep_kernels()
-        self._passes = queue.SimpleQueue()
+        self._passes, self._device_context = queue.SimpleQueue(), None
         self._texts.release()
 
     def _current_device(self) -> contextlib.AbstractContextManager[None]:
         # TensorRT works on the thread's current device, whatever its buffers lie on.
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _new_pass(self) -> _Pass:
         shape = (self.batch, 3, self.image_size, self.image_size)
-        pixels = torch.empty(shape, dtype=getattr(torch, self.input_dtype), device=self._device)
-        rows = torch.empty((self.batch, self.dim), dtype=torch.float32, device=self._device)
+        pixels = torch.empty(shape, dtype=getattr(torch, self.input_dtype), device=self.device)
+        rows = torch.empty((self.batch, self.dim), dtype=torch.float32, device=self.device)
         return _Pass(self._engine.context(), pixels, rows)
 
     @contextlib.contextmanager
     def _free_pass(self) -> Iterator[_Pass]:
         one = self._passes.get()
         try:
+            if one is None:
+                one = self._new_pass()
             yield one
         finally:
             self._passes.put(one)
@@ -123,11 +150,8 @@ class _Pass:
         self._pixels = pixels  # [batch, 3, S, S]
         self._rows = rows  # [batch, D] float32
         self._stream: Any = None
-        if not context.set_input_shape(INPUT, tuple(pixels.shape)):
-            raise CdulError(f"the engine does not take the shape {tuple(pixels.shape)}")
-        for name, tensor in ((INPUT, pixels), (OUTPUT, rows)):
-            if not context.set_tensor_address(name, tensor.data_ptr()):
-                raise CdulError(f"the engine has no tensor {name}")
+        _set_shape(context, tuple(pixels.shape))
+        _set_addresses(context, pixels, rows)
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -156,10 +180,24 @@ class _Pass:
         count = len(views)
         self._pixels[:count].copy_(views, non_blocking=True)
         self._pixels[count:].zero_()
-        stream = torch.cuda.current_stream(self._pixels.device)
-        if not self._context.execute_async_v3(stream.cuda_stream):
-            raise CdulError("TensorRT could not run the engine; see its messages in the log")
+        _enqueue(self._context, torch.cuda.current_stream(self._pixels.device))
         return self._rows[:count]
+
+
+def _set_shape(context: Any, shape: tuple[int, ...]) -> None:
+    if not context.set_input_shape(INPUT, shape):
+        raise CdulError(f"the engine does not take the shape {shape}")
+
+
+def _set_addresses(context: Any, pixels: torch.Tensor, rows: torch.Tensor) -> None:
+    for name, tensor in ((INPUT, pixels), (OUTPUT, rows)):
+        if not context.set_tensor_address(name, tensor.data_ptr()):
+            raise CdulError(f"the engine has no tensor {name}")
+
+
+def _enqueue(context: Any, stream: Any) -> None:
+    if not context.execute_async_v3(stream.cuda_stream):
+        raise CdulError("TensorRT could not run the engine; see its messages in the log")
 
 
 class _Engine:

@@ -117,7 +117,11 @@ def test_passes_are_filled_up_to_the_batch(encoder, count):
 def test_order_of_calls_and_fixed_addresses(encoder):
     library = FakeTensorRt()
     made = encoder(library)
+    for _ in range(2):
+        made.embed_images(views(1).half())
     assert len(library.contexts) == 2 and made.parallel_calls == 2
+    for context in library.contexts:
+        del context.calls[-1]
     before = [dict(context.addresses) for context in library.contexts]
     assert len({address for one in before for address in one.values()}) == 4
     made.embed_images(views(3 * BATCH).half())
@@ -129,6 +133,20 @@ def test_order_of_calls_and_fixed_addresses(encoder):
         runs += len(context.calls) - 3
     assert runs == 3
     assert [context.addresses for context in library.contexts] == before
+
+
+def test_on_the_device_pixels_are_read_where_they_lie(encoder):
+    library = FakeTensorRt()
+    made, pixels = encoder(library), views(2 * BATCH).half()
+    rows = made.embed_on_device(pixels)
+    again = made.embed_on_device(pixels[BATCH:])
+    (context,) = library.contexts
+    assert context.addresses == {"pixels": pixels[BATCH:].data_ptr(), "embeddings": again.data_ptr()}
+    run = [("address", "pixels"), ("address", "embeddings"), ("execute", STREAM)]
+    assert context.calls == [("shape", "pixels", (BATCH, 3, 64, 64)), *3 * run]
+    assert rows.dtype == torch.float32
+    np.testing.assert_allclose(rows, pixels.flatten(1)[:, :DIM].float(), atol=0)
+    assert torch.equal(again, rows[BATCH:])
 
 
 def test_what_it_says_of_itself(encoder):
@@ -229,4 +247,8 @@ def test_equal_to_torch_on_a_gpu(tower, tmp_path: Path, kind, precision):
     np.testing.assert_array_equal(alone, rows)
     with torch.cuda.stream(torch.cuda.Stream()):
         np.testing.assert_array_equal(encoder.embed_images(one.pixels.cuda()), rows)
+    whole = torch.zeros(encoder.batch, 3, 64, 64, device="cuda", dtype=getattr(torch, encoder.input_dtype))
+    whole[:5] = one.pixels.cuda()
+    on_device = encoder.embed_on_device(whole)[:5].cpu().numpy()
+    np.testing.assert_allclose(on_device, rows, atol=1e-6)
     encoder.close()
