@@ -37,6 +37,8 @@ class LatentLabels:
         rank: This process.
         world: Number of processes.
         barrier: Waits for all processes.
+        device: Where the label step runs: this process's rows are copied there for an update, and back at
+            its end, so that the logits need not travel. None runs it where the values are.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class LatentLabels:
         rank: int = 0,
         world: int = 1,
         barrier: Callable[[], None] = lambda: None,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device
+        self._moving: Tensor | None = None  # own rows on the device, during an update
         self.shape = (int(soft.shape[0]), int(soft.shape[1]))
         self.directory = directory
         self.version = 0
@@ -83,11 +88,13 @@ class LatentLabels:
         """Open the next version, a copy of the current one."""
         if self.directory is None:
             self._next = self.values
-            return
-        if self._lead:
-            shutil.copyfile(self.path(self.version), self.path(self.version + 1))
-        self._barrier()
-        self._next = self._map(self.version + 1)
+        else:
+            if self._lead:
+                shutil.copyfile(self.path(self.version), self.path(self.version + 1))
+            self._barrier()
+            self._next = self._map(self.version + 1)
+        if self._device is not None:
+            self._moving = torch.tensor(self._next[self.own[0] : self.own[1]], device=self._device)
 
     def move(self, rows: Tensor, logits: Tensor, *, sigma: float, step: float) -> None:
         """Apply the label step to those of ``rows`` that are this process's own.
@@ -102,6 +109,13 @@ class LatentLabels:
             raise ValueError("begin_update must come before move")
         numbers = rows.cpu().numpy()
         mine = (numbers >= self.own[0]) & (numbers < self.own[1])
+        if self._moving is not None:
+            ours_there = logits.detach().to(self._moving.device, torch.float32)
+            if not mine.all():
+                ours_there = ours_there[torch.from_numpy(mine).to(self._moving.device)]
+            places = numbers[mine] - self.own[0]
+            ops.label_step(self._moving, ours_there, sigma=sigma, step=step, rows=places)
+            return
         ours = np.ascontiguousarray(logits.float().cpu().numpy()[mine])
         ops.label_step(self._next, ours, sigma=sigma, step=step, rows=numbers[mine])
 
@@ -109,6 +123,9 @@ class LatentLabels:
         """Make the next version the current one, once all processes have written their rows."""
         if self._next is None:
             raise ValueError("begin_update must come before finish_update")
+        if self._moving is not None:
+            self._next[self.own[0] : self.own[1]] = self._moving.cpu().numpy()
+            self._moving = None
         if isinstance(self._next, np.memmap):
             self._next.flush()
         self._barrier()

@@ -262,7 +262,12 @@ class _Session:
         extra: dict[str, Any] = {}
         if config.method == "cdul":
             extra["latent"] = LatentLabels(
-                data.soft, self.folder, rank=world.rank, world=world.size, barrier=world.barrier
+                data.soft,
+                self.folder,
+                rank=world.rank,
+                world=world.size,
+                barrier=world.barrier,
+                device=world.device if world.device.type == "cuda" else None,
             )
         options = {**recipe_options, **config.own_options()}
         try:
