@@ -7,7 +7,7 @@ DEMO   := build/demo-run
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test compare finetune lint sanitize bench bench-quick ptxas gpu-check clean
+.PHONY: demo test check-scale compare finetune lint sanitize bench bench-quick ptxas gpu-check clean
 
 # One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
 $(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
@@ -28,6 +28,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(PY) -m pytest
+
+# A Ray cluster of three simulated machines with 2,000 photos, an S3 server, the readers of other programs.
+check-scale: $(VENV)/.installed
+	$(PY) -m pip install --quiet 'cdul_fast[scale-test]'
+	$(PY) -m pytest --photos 2000 tests/scale tests/unit/test_data_remote.py \
+	  tests/unit/test_data_hugging_face.py tests/unit/test_conversion.py
 
 # Needs the real data beside the clone; see configs/compare_voc12_photos.yaml.
 compare: $(VENV)/.installed

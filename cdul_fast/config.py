@@ -290,6 +290,27 @@ class LabelConfig:
         free=True,
     )
 
+    engine: Literal["local", "ray"] = option(
+        "local",
+        "what does the work: the processes of this machine, or a Ray cluster",
+        group=_RUNNING,
+        example="--engine ray",
+        free=True,
+    )
+    address: str | None = option(
+        None,
+        "Ray cluster to join, as in ray.init; without it one is begun on this machine",
+        group=_RUNNING,
+        example="--address 10.0.0.1:6379",
+        free=True,
+    )
+    actors: int | None = option(
+        None,
+        "encoders in the Ray cluster; without it one a GPU, or one a machine where there are none",
+        group=_RUNNING,
+        example="--actors 4",
+        free=True,
+    )
     threads: int | None = option(
         None,
         "threads that decode and crop, and of the encoder; without it one a core",
@@ -358,6 +379,13 @@ class LabelConfig:
                 "give one device"
             )
 
+        if self.engine == "local" and (self.address is not None or self.actors is not None):
+            raise ConfigError("--address and --actors are for --engine ray")
+        if self.engine == "ray" and ("," in self.device or self.device == "all"):
+            raise ConfigError("--engine ray takes every GPU of its cluster: leave --device out, or give cuda")
+        if self.engine == "ray" and self.decode == "gpu":
+            raise ConfigError("--engine ray decodes on the cores of its cluster: --decode gpu is for local")
+
     def part(self) -> tuple[int, int] | None:
         """The pair (i, n) of ``--shard i/n``, or None for the whole source."""
         return part_of(self.shard)
@@ -409,6 +437,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("expected_labels", 1e-6, 1e6),
     ("shard_size", 1, 1_000_000),
     ("threads", 1, 1024),
+    ("actors", 1, 1_000_000),
     ("batch_size", 1, 65_536),
     ("photo_timeout", 0.01, 86_400),
     ("max_failure_rate", 0.0, 1.0),

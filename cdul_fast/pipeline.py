@@ -127,7 +127,7 @@ class _LabelSession(Session[LabelConfig]):
         from cdul_fast.data.gpu_decode import GpuDecoder, has_gpu_decoder
 
         decode: str = self.config.decode
-        if engine_for(encoder) is Engine:
+        if self.config.engine == "ray" or engine_for(encoder) is Engine:
             if decode == "gpu":
                 raise ConfigError("--decode gpu needs a model that runs on a GPU with the torch backend")
             return
@@ -197,6 +197,13 @@ class _LabelSession(Session[LabelConfig]):
         config = self.config
         scale = encoder.logit_scale if config.scale is None else config.scale
         return ScoreSpec(config.aggregator, float(scale), config.zeta, config.lam)
+
+    def engine_class(self, encoder: Any) -> type[Engine]:
+        if self.config.engine == "ray":
+            from cdul_fast.ray_engine import RayEngine
+
+            return RayEngine
+        return super().engine_class(encoder)
 
     def label_rule(self) -> dict[str, Any]:
         config = self.config

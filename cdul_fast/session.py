@@ -194,6 +194,10 @@ class Session(ABC, Generic[Settings]):
     def score_spec(self, encoder: Any) -> ScoreSpec:
         """How embeddings become scores."""
 
+    def engine_class(self, encoder: Any) -> type[Engine]:
+        """What does the work."""
+        return engine_for(encoder)
+
     @abstractmethod
     def label_rule(self) -> dict[str, Any]:
         """``threshold``, ``top_k`` and ``expected_labels`` as `settle_labels` takes them."""
@@ -316,7 +320,7 @@ class Session(ABC, Generic[Settings]):
     def _process(self, encoder: Any, state: RunState) -> tuple[int, float]:
         with self.stages.timed("texts"):
             texts = self.texts(encoder)
-        engine = engine_for(encoder)(
+        engine = self.engine_class(encoder)(
             self.config,
             encoder,
             texts,

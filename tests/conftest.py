@@ -25,3 +25,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data in ../shared/data, which is absent")
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--photos``: how many photos the tests on a Ray cluster label."""
+    parser.addoption("--photos", type=int, default=240, help="photos of the tests on a Ray cluster")

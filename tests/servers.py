@@ -22,6 +22,7 @@ class FileServer:
         failures: Path -> how many more of its requests are answered with 503.
         delays: Path -> seconds before it is answered.
         ranges: Whether parts of files are sent.
+        held: Paths that are answered only once ``released`` is set.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -30,11 +31,15 @@ class FileServer:
         self.failures: dict[str, int] = {}
         self.delays: dict[str, float] = {}
         self.ranges = True
+        self.held: set[str] = set()
+        self.released = threading.Event()
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bool) -> None:
         path = unquote(handler.path).lstrip("/")
         self.hits[path] += 1
         time.sleep(self.delays.get(path, 0.0))
+        if path in self.held:
+            self.released.wait(60)
         if self.failures.get(path, 0) > 0:
             self.failures[path] -= 1
             handler.send_error(503)
@@ -75,7 +80,11 @@ def serve(folder: Path) -> Iterator[FileServer]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # a client that was killed
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     files = FileServer(folder, server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

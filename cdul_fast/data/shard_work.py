@@ -40,11 +40,10 @@ class ShardWork:
 
 @dataclasses.dataclass
 class Batch:
-    """Rows encoded together; ``last`` of its shard completes it."""
+    """Rows encoded together."""
 
     work: ShardWork
     rows: Sequence[int]
-    last: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ class RunState:
         self.folder, self.source, self.layout = folder, source, layout
         self._config, self._fingerprint, self._rule = config, fingerprint, rule
         self._retry = retry_failed
-        self._open: list[ShardWork] = []
+        self._open: dict[str, ShardWork] = {}
         self._todo: list[int] = []
         self.kept = 0
         self.kept_failed = 0
@@ -190,32 +189,37 @@ class RunState:
         """Everything to be done, in order, ``photos`` rows at a time and never across a shard."""
         for index in self._todo:
             work = self._begin(index)
-            self._open.append(work)
+            self._open[work.name] = work
             pending = work.pending
             if not pending:
-                yield Batch(work, [], last=True)
+                yield Batch(work, [])
             for at in range(0, len(pending), photos):
-                yield Batch(work, pending[at : at + photos], last=at + photos >= len(pending))
+                yield Batch(work, pending[at : at + photos])
 
     def add(self, batch: Batch, rows: Sequence[tuple[int, Row]]) -> None:
-        """Take the finished rows of a batch; the last batch of a shard writes it.
+        """Take the finished rows of a batch; the one that completes its shard writes it.
+
+        Batches may come in any order, and the same one twice.
 
         Raises:
             CdulError: The disk is full, or the folder cannot be written to.
         """
         with writing(self.folder):
-            batch.work.rows.update(rows)
-            if not batch.last:
-                batch.work.journal.append(rows)
+            work = batch.work
+            if work.name not in self._open:
                 return
-            self._write(batch.work)
-            batch.work.journal.remove()
-            self._open.remove(batch.work)
-            batch.work.rows.clear()
+            work.rows.update(rows)
+            if len(work.rows) < work.stop - work.start:
+                work.journal.append(rows)
+                return
+            self._write(work)
+            work.journal.remove()
+            del self._open[work.name]
+            work.rows.clear()
 
     def flush(self) -> None:
         """Bring the journals of unfinished shards to disk."""
-        for work in self._open:
+        for work in self._open.values():
             work.journal.flush()
             work.journal.close()
 

@@ -53,8 +53,10 @@ class Passes:
         running: deque[tuple[Any, int, Any]] = deque()
         try:
             for start in range(0, len(array), self._chunk):
-                request = self._next_request(running, rows)
+                # Before a request is taken, for memory that may not be written to is refused here, and the
+                # request of a call that fails would be missing for ever.
                 tensor = self._tensor(array[start : start + self._chunk])
+                request = self._next_request(running, rows)
                 request.set_input_tensor(tensor)
                 request.start_async()
                 # The request reads the caller's memory, so the tensor has to live until it is done.

@@ -437,3 +437,17 @@ def test_the_embedded_model_knows_its_classes(cache: Path) -> None:
     assert (encoder.backend, encoder.precision, encoder.image_size) == ("openvino", "fp32", SIZE)
     assert len(tiny_classes()) >= 40
     assert encoder.batch % 2 == 0 or encoder.batch == 1
+
+
+def test_memory_that_may_not_be_written_to_is_refused_again_and_again(tmp_path):
+    """Each refused call once kept a request for ever, and the next call waited for it without end."""
+    encoder = create_encoder("tiny", backend="openvino", precision="fp32", threads=1, cache_dir=tmp_path)
+    pixels = np.zeros((encoder.batch, 3, encoder.image_size, encoder.image_size), np.float32)
+    wanted = encoder.embed_images(pixels)
+    pixels.flags.writeable = False
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not writeable"):
+            encoder.embed_images(pixels)
+    pixels.flags.writeable = True
+    np.testing.assert_array_equal(encoder.embed_images(pixels), wanted)
+    encoder.close()
