@@ -7,7 +7,7 @@ DEMO   := build/demo-run
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
 
-.PHONY: demo test check-scale compare finetune lint sanitize bench bench-quick ptxas gpu-check clean
+.PHONY: demo test check-scale compare finetune lint sanitize fuzz wheel lower audit soak bench bench-quick ptxas gpu-check clean
 
 # One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
 $(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
@@ -55,6 +55,36 @@ lint: $(VENV)/.dev
 # Native code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: $(VENV)/.dev
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m scripts.sanitize
+
+# A wheel as users get it: its manylinux tag checked, installed in a bare environment, and used there.
+wheel: $(VENV)/.dev
+	rm -rf build/wheel
+	$(PY) -m build --wheel --outdir build/wheel .
+	$(PY) -m scripts.check_wheel build/wheel/*.whl --out dist
+
+# The lowest versions that pyproject.toml allows, in an environment of their own. Crops are compared with
+# Pillow 13 to the bit, so those tests are left to the newest versions.
+LOWER := build/lower
+lower:
+	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install --quiet -c tests/requirements-lower.txt . pytest pytest-timeout hypothesis pandas
+	$(LOWER)/bin/python -m pytest -q tests/ops/test_aggregate.py tests/ops/test_label_step.py tests/ops/test_bounds.py \
+	  tests/ops/test_crop_resize_calls.py tests/unit/test_data_*.py tests/unit/test_cli.py tests/unit/test_encoders.py \
+	  tests/cli/test_label.py tests/cli/test_label_resume.py tests/cli/test_label_tiny.py
+
+# Known weaknesses of the newest versions; asks PyPI.
+audit: $(VENV)/.dev
+	$(PY) -m pip_audit --requirement tests/requirements-upper.txt
+
+# Memory, open files and threads over 200,000 inputs; see docs/reliability.md.
+soak: $(VENV)/.installed
+	$(PY) -m scripts.soak --out build/soak-stub.json
+
+# All parsers, for twenty minutes unless told otherwise.
+FUZZ_SECONDS ?= 1200
+fuzz: $(VENV)/.installed
+	$(PY) -m pip install --quiet 'cdul_fast[fuzz]'
+	$(PY) tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[bench]'

@@ -34,6 +34,8 @@ EXIT_TERMINATED = 143
 
 # A configuration file is a page of settings; anything larger is not one.
 _MAX_CONFIG_BYTES = 1 << 20
+# Beyond any setting; what is larger may not even become a float.
+_LARGEST_NUMBER = 1 << 64
 
 
 class Terminated(KeyboardInterrupt):
@@ -164,16 +166,16 @@ def _plain(error: Exception) -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    import yaml
+    from cdul_fast.yaml_files import parse_yaml
 
     try:
         if Path(path).stat().st_size > _MAX_CONFIG_BYTES:
             raise ConfigError(f"--config {path}: larger than {_MAX_CONFIG_BYTES} bytes; not a settings file")
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: not a YAML file: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -207,6 +209,7 @@ def parse_config(
     import yaml
 
     parser = build_parser(config_class, prog, positionals)
+    refused = (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError, OverflowError)
     try:
         given = parser.parse_args(list(sys.argv[1:] if argv is None else argv), defaults=False).as_dict()
         print_config = given.pop("print_config", False)
@@ -215,16 +218,20 @@ def parse_config(
         if path is not None:
             from_file = _read_yaml(path)
             unknown = {"config", "print_config"} & from_file.keys()
+            for key, value in from_file.items():
+                if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+                    flag, digits = f"--{key.replace('_', '-')}", len(str(abs(value)))
+                    raise ConfigError(f"--config {path}: {flag}: a number of {digits} digits")
             if unknown:
                 raise ConfigError(f"--config {path}: '{unknown.pop()}' cannot stand in a settings file")
             try:
                 checked = parser.parse_object(from_file, defaults=False).as_dict()
-            except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError, ValueError) as error:
+            except refused as error:
                 raise ConfigError(f"--config {path}: {_plain(error)}") from None
             given = {**{key: checked[key] for key in from_file}, **given}
     except ConfigError:
         raise
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, ValueError, TypeError) as error:
+    except refused as error:
         raise ConfigError(f"{_plain(error)} (see {prog} --help)") from None
     if presets is not None and given.get("preset") is not None:
         given = {**presets(given["preset"]), **given}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import os
 import re
 from typing import Any, Literal
 
 from cdul_fast.cli import option
+from cdul_fast.data.paths import one_line
 from cdul_fast.devices import check_device_name
 from cdul_fast.errors import ConfigError
 
@@ -326,8 +327,9 @@ class LabelConfig:
         example="--batch-size 16",
         free=True,
     )
+    # More than the default retries of a URL take together.
     photo_timeout: float = option(
-        60.0,
+        120.0,
         "a photo that is not read and decoded in this time gets the status timeout, and the run goes on",
         group=_RUNNING,
         unit="s",
@@ -361,7 +363,7 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the flag."""
-        check_literals(self)
+        check_types(self)
         for name, low, high in RANGES:
             check_range(self, name, low, high)
         check_source(self)
@@ -449,20 +451,44 @@ def check_range(config: Any, name: str, low: float, high: float) -> None:
     value = getattr(config, name)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"--{name.replace('_', '-')} wants a number, got {value!r}")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"--{name.replace('_', '-')} wants a value from {low:g} to {high:g}, got {value!r}")
+    if not low <= value <= high:  # nan is not
+        shown = one_line(repr(value), 80)
+        raise ConfigError(f"--{name.replace('_', '-')} wants a value from {low:g} to {high:g}, got {shown}")
 
 
-def check_literals(config: Any) -> None:
-    """Hold a Python caller to the same choices as the command line."""
+def check_types(config: Any) -> None:
+    """Hold a Python caller to the types and choices of the command line.
+
+    Paths become texts, and other libraries' numbers and truth values Python's, as run.json has to hold them.
+    """
     import typing
 
     for name, hint in typing.get_type_hints(type(config)).items():
         options = [hint, *typing.get_args(hint)]
-        choices = [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
         value = getattr(config, name)
-        if choices and value not in choices and not (value is None and type(None) in options):
-            allowed = ", ".join(str(choice) for choice in choices)
-            raise ConfigError(f"--{name.replace('_', '-')} wants one of {allowed}; got {value!r}")
+        if value is None and type(None) in options:
+            continue
+        choices = [c for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)]
+        flag, shown = f"--{name.replace('_', '-')}", one_line(repr(value), 80)
+        if choices:
+            if value not in choices:
+                allowed = ", ".join(str(choice) for choice in choices)
+                raise ConfigError(f"{flag} wants one of {allowed}; got {shown}")
+            continue
+        kind = next(kind for kind in (bool, int, float, str) if kind in options)
+        object.__setattr__(config, name, _as_kind(value, kind, f"{flag} wants {_WANTED[kind]}, got {shown}"))
+
+
+_WANTED = {bool: "yes or no", int: "a whole number", float: "a number", str: "text"}
+
+
+def _as_kind(value: Any, kind: type, complaint: str) -> Any:
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fsdecode(value)
+    if kind is bool and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
+    if kind is int and hasattr(value, "__index__") and not isinstance(value, bool):
+        return value.__index__()
+    if kind is float and hasattr(value, "__float__") and not isinstance(value, bool):
+        return value if isinstance(value, float | int) else float(value)
+    raise ConfigError(complaint)

@@ -24,8 +24,9 @@ from cdul_fast.devices import chosen_devices
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.local_engine import Engine, available_cores
 from cdul_fast.progress import MakeProgress, Progress
+from cdul_fast.readers import sample_views
 from cdul_fast.session import RunResult, Session, counts_of, engine_for, open_inputs
-from cdul_fast.work import ScoreSpec, ViewSpec, sample_views
+from cdul_fast.work import ScoreSpec, ViewSpec
 
 if TYPE_CHECKING:
     from cdul_fast.prompts import ClassList

@@ -10,9 +10,9 @@ from cdul_fast.config import (
     RANGES,
     LabelConfig,
     SourceFormat,
-    check_literals,
     check_range,
     check_source,
+    check_types,
     part_of,
 )
 from cdul_fast.errors import ConfigError
@@ -94,7 +94,7 @@ class PredictConfig:
         """Refuse values out of range, naming the flag."""
         if self.model is None:
             raise ConfigError("the model directory is missing: python -m cdul_fast.predict model/ photos/")
-        check_literals(self)
+        check_types(self)
         for name, low, high in RANGES:
             if hasattr(self, name):
                 check_range(self, name, low, high)

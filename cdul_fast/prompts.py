@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import unicodedata
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cdul_fast.cache import cache_root
+from cdul_fast.data.paths import one_line
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import ConfigError
+from cdul_fast.yaml_files import parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +217,10 @@ def _write_entry(entry: Path, rows: npt.NDArray[np.float32]) -> None:
         file.write(hashlib.sha256(rows.tobytes()).digest())
 
 
+def _quoted(name: str) -> str:
+    return repr(one_line(name, 100))
+
+
 def _check_names(names: Sequence[str], where: str) -> None:
     if not names:
         raise ConfigError(f"{where}: holds no class")
@@ -223,9 +229,9 @@ def _check_names(names: Sequence[str], where: str) -> None:
         if not name.strip():
             raise ConfigError(f"{where}: holds an empty name")
         if any(unicodedata.category(character) == "Cc" for character in name):
-            raise ConfigError(f"{where}: the name {name!r} holds a control character")
+            raise ConfigError(f"{where}: the name {_quoted(name)} holds a control character")
         if name in seen:
-            raise ConfigError(f"{where}: {name!r} stands there twice")
+            raise ConfigError(f"{where}: {_quoted(name)} stands there twice")
         seen.add(name)
 
 
@@ -250,17 +256,19 @@ def _prompts(name: str, own: object, where: str) -> tuple[str, ...]:
     if own is None:
         return ()
     if not isinstance(own, list):
-        raise ConfigError(f"{where}: the prompts of {name!r} must be a list of texts, got {_kind(own)}")
-    texts = tuple(_text(item, where, f"a prompt of {name!r}") for item in own)
+        raise ConfigError(
+            f"{where}: the prompts of {_quoted(name)} must be a list of texts, got {_kind(own)}"
+        )
+    texts = tuple(_text(item, where, f"a prompt of {_quoted(name)}") for item in own)
     if any(not text for text in texts):
-        raise ConfigError(f"{where}: a prompt of {name!r} is empty")
+        raise ConfigError(f"{where}: a prompt of {_quoted(name)} is empty")
     return texts
 
 
 def _text(item: object, where: str, what: str) -> str:
     if isinstance(item, str):
         return item.strip()
-    hint = f'; put it in quotes: "{item}"' if isinstance(item, (bool, int, float)) else ""
+    hint = f'; put it in quotes: "{one_line(str(item), 40)}"' if isinstance(item, (bool, int, float)) else ""
     raise ConfigError(f"{where}: {what} must be a text, got {_kind(item)}{hint}")
 
 
@@ -270,29 +278,7 @@ def _kind(item: object) -> str:
 
 
 def _parse_yaml(text: str, where: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Safe, and refuses a key that stands twice, which plain YAML loaders drop without a word."""
-
-    def mapping(loader: Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ConfigError(f"{where}: {key.value!r} stands there twice")
-                seen.add(key.value)
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError(f"{where}: not valid YAML{place}") from None
+        return parse_yaml(text)
     except ValueError as error:
-        # A date or a number that YAML recognises but cannot build.
-        raise ConfigError(f"{where}: not valid YAML ({error})") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: nested too deeply for a class list") from None
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None

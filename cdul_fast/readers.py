@@ -8,16 +8,25 @@ them; beyond it the disk or the mount is at fault, not the photos, and the run s
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cdul_fast.data.paths import one_line
+from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
-from cdul_fast.work import Prepared
+from cdul_fast.work import Prepared, ViewSpec, prepare_photo
+
+if TYPE_CHECKING:
+    from cdul_fast.config import LabelConfig
 
 logger = logging.getLogger("cdul_fast.label")
 
@@ -151,3 +160,34 @@ class ReaderThreads:
                 with self._lock:
                     self._hanging -= 1
                 return  # another thread has taken this one's place
+
+
+def sample_views(
+    source: Source, config: LabelConfig, encoder: Any, photos: int, max_bytes: int
+) -> np.ndarray:
+    """Views of a few photos, evenly spaced over a source: float32 [n, 3, S, S].
+
+    Args:
+        source: Where the photos are; those that cannot be used are passed over.
+        config: The run's settings.
+        encoder: Something with the encoder's ``image_size``, ``mean`` and ``std``.
+        photos: At most so many photos.
+        max_bytes: The views together take no more, unless one photo's alone do.
+
+    Raises:
+        CdulError: Too many of the photos hang.
+    """
+    spec = ViewSpec.of(config, encoder, "float32")
+    shape = (spec.views, 3, spec.size, spec.size)
+    most = max(1, min(photos, max_bytes // (4 * math.prod(shape))))
+    threads = ReaderThreads(1, config.photo_timeout)
+    found = []
+    try:
+        for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
+            views = np.empty(shape, np.float32)
+            work = functools.partial(prepare_photo, source, index, spec, views)
+            if threads.result(threads.submit(work)).status == "ok":
+                found.append(views)
+    finally:
+        threads.close()
+    return np.concatenate(found) if found else np.empty((0, *shape[1:]), np.float32)

@@ -6,7 +6,6 @@ The local pipeline runs them in threads; any other engine can call the very same
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -130,29 +129,6 @@ def prepare_photo(
     return Prepared(
         photo.status, photo.error, photo.width, photo.height, read - start, decoded - read, end - decoded
     )
-
-
-def sample_views(
-    source: Source, config: LabelConfig, encoder: Any, photos: int, max_bytes: int
-) -> np.ndarray:
-    """Views of a few photos, evenly spaced over a source: float32 [n, 3, S, S].
-
-    Args:
-        source: Where the photos are; those that cannot be used are passed over.
-        config: The run's settings.
-        encoder: Something with the encoder's ``image_size``, ``mean`` and ``std``.
-        photos: At most so many photos.
-        max_bytes: The views together take no more, unless one photo's alone do.
-    """
-    spec = ViewSpec.of(config, encoder, "float32")
-    shape = (spec.views, 3, spec.size, spec.size)
-    most = max(1, min(photos, max_bytes // (4 * math.prod(shape))))
-    found = []
-    for index in np.linspace(0, len(source) - 1, min(most, len(source))).astype(int).tolist():
-        views = np.empty(shape, np.float32)
-        if prepare_photo(source, index, spec, views).status == "ok":
-            found.append(views)
-    return np.concatenate(found) if found else np.empty((0, *shape[1:]), np.float32)
 
 
 # In place of an aggregator: what the model gives for a photo's one view are its scores already.

@@ -22,7 +22,8 @@ BUILD = ROOT / "build" / "sanitize"
 MEMORY, THREADS = "address,undefined", "thread"
 # Python and the libraries that it loads keep memory to the end, so leaks say nothing here.
 OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1",
+    "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1"
+    ":allocator_may_return_null=1",  # a test asks for more memory than there is
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp",
 # No photo is a gigabyte; a file that large is refused unread.
 MAX_FILE_BYTES = 1 << 30
 _ORIENTATION_TAG = 0x0112
+_LARGEST_SIDE = 2**31 - 1
 
 # EXIF orientation -> (transpose first, then flip up-down, then flip left-right).
 _TURNS = {
@@ -57,7 +59,9 @@ class PhotoProblem(Exception):
 
     def __init__(self, status: str, error: str, width: int = 0, height: int = 0) -> None:
         super().__init__(error)
-        self.status, self.error, self.width, self.height = status, one_line(error), width, height
+        self.status, self.error = status, one_line(error)
+        # A header may claim what the columns of the results cannot hold.
+        self.width, self.height = (min(max(0, side), _LARGEST_SIDE) for side in (width, height))
 
 
 @dataclasses.dataclass
@@ -260,20 +264,25 @@ def _to_rgb(image: Image.Image) -> Any:
 _limit_lock = threading.Lock()
 _limit_users = 0
 _limit_before: int | None = None
+_quiet: warnings.catch_warnings[None] | None = None
 
 
 @contextlib.contextmanager
 def own_pixel_limit() -> Iterator[None]:
     """Within the block, Pillow's own limit on pixels is off: `decode_photo` checks ``max_pixels`` itself.
 
-    The limit is a global of Pillow; it is restored when the last of several such blocks ends.
+    Its warnings about damaged metadata are off too: a photo's row says all there is to say. Both are global;
+    they are restored when the last of several such blocks ends.
     """
-    global _limit_users, _limit_before
+    global _limit_users, _limit_before, _quiet
     from PIL import Image
 
     with _limit_lock:
         if _limit_users == 0:
             _limit_before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _quiet = warnings.catch_warnings()
+            _quiet.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
         _limit_users += 1
     try:
         yield
@@ -282,3 +291,5 @@ def own_pixel_limit() -> Iterator[None]:
             _limit_users -= 1
             if _limit_users == 0:
                 Image.MAX_IMAGE_PIXELS = _limit_before
+                if _quiet is not None:
+                    _quiet.__exit__(None, None, None)

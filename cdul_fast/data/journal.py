@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 
 _HEADER = struct.Struct("<QI")
-# A record holds about half a second of work; anything longer is damage.
-_MAX_RECORD_BYTES = 1 << 33
 _SECONDS_BETWEEN_WRITES = 0.5
 
 
@@ -129,10 +127,12 @@ def read_journal(path: Path) -> dict[int, Row]:
     except FileNotFoundError:
         return rows
     with file:
+        size = os.fstat(file.fileno()).st_size
         sound = 0
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, checksum = _HEADER.unpack(header)
-            payload = file.read(length) if length <= _MAX_RECORD_BYTES else b""
+            # Python takes as much memory as it is told to read, whatever there is.
+            payload = file.read(length) if length <= size - file.tell() else b""
             if len(payload) != length or zlib.crc32(payload) != checksum:
                 break
             try:

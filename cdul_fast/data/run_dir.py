@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cdul_fast.data.paths import decode_path, show_path
+from cdul_fast.data.paths import decode_path, one_line, show_path
 from cdul_fast.data.sinks import VIEWS_OF_GRID, info_name, labels_path, shard_name, views_path
 from cdul_fast.errors import CdulError
 
@@ -21,6 +21,9 @@ _LABELS_FILE = re.compile(r"labels-((?:(\d+)of(\d+)-)?(\d{5,}))\.parquet")
 # What `kind` of the model in run.json says where predict made the run.
 CLASSIFIER = "classifier"
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
+# A number beyond it in a damaged file would keep readers busy looking for shards.
+_MOST_SHARDS = 10_000_000
+_INFO_KINDS = {"classes": list, "config": dict, "model": dict, "root": str}
 _INFO_FILE = re.compile(r"(?:run|manifest)(?:-(\d+)of(\d+))?\.json")
 
 
@@ -101,7 +104,7 @@ class Shard:
 def _damaged(path: Path, error: Exception) -> CdulError:
     if not path.exists():
         return CdulError(f"{show_path(path)} is missing")
-    first = " ".join(str(error).split())[:200]
+    first = one_line(" ".join(str(error).split()), 200)
     return CdulError(f"{show_path(path)} is damaged ({first}); running label again on this folder redoes it")
 
 
@@ -182,14 +185,34 @@ class Run:
         """All rows as one `pyarrow.Table`, all columns or the named ones.
 
         Raises:
-            CdulError: No shard is complete, or one is damaged.
+            CdulError: No shard is complete, one is damaged, or its scores are not those of the classes.
         """
         import pyarrow as pa
 
         if not self.shards:
             raise CdulError(f"{show_path(self.path)} holds no complete shard yet")
         tables = [shard.table(columns) for shard in self.shards]
-        return pa.concat_tables([t.replace_schema_metadata(tables[0].schema.metadata) for t in tables])
+        for shard, table in zip(self.shards, tables, strict=True):
+            self.check_table(shard, table)
+        try:
+            return pa.concat_tables([t.replace_schema_metadata(tables[0].schema.metadata) for t in tables])
+        except pa.ArrowException as error:
+            raise _damaged(self.path, error) from None
+
+    def check_table(self, shard: Shard, table: Any) -> None:
+        """Check that the scores among a shard's rows are of as many classes as the run has.
+
+        Raises:
+            CdulError: They are not.
+        """
+        if "scores" not in table.schema.names:
+            return
+        width = getattr(table.schema.field("scores").type, "list_size", None)
+        if width != len(self.classes):
+            raise CdulError(
+                f"{show_path(shard.labels_path)} holds scores of {width} classes, the run's information "
+                f"names {len(self.classes)}: one of the two is damaged"
+            )
 
     def to_arrow(self) -> Any:
         """All rows as one `pyarrow.Table`."""
@@ -200,11 +223,17 @@ class Run:
         return self.table().to_pandas()
 
     def scores(self) -> tuple[list[str], np.ndarray]:
-        """Paths of the ok rows, and their scores as float32 [n_ok, C]."""
+        """Paths of the ok rows, and their scores as float32 [n_ok, C].
+
+        Raises:
+            CdulError: As for `table`.
+        """
         table = self.table(["path", "status", "scores"])
         ok = np.array([status == "ok" for status in table.column("status").to_pylist()], dtype=bool)
         table = table.filter(ok)
         column = table.column("scores").combine_chunks()
+        if column.null_count:
+            raise CdulError(f"{show_path(self.path)}: a row that is ok has no scores; a shard is damaged")
         scores = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), len(self.classes))
         return table.column("path").to_pylist(), scores.astype(np.float32, copy=False)
 
@@ -276,10 +305,23 @@ def _load_info(path: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
-    kinds = {"classes": list, "config": dict, "model": dict, "root": str}
-    for key, kind in kinds.items():
+    for key, kind in _INFO_KINDS.items():
         if not isinstance(info, dict) or not isinstance(info.get(key), kind):
             raise CdulError(f"{show_path(path)}: the key '{key}' is missing or not a {kind.__name__}")
+    if not all(isinstance(name, str) for name in info["classes"]):
+        raise CdulError(f"{show_path(path)}: a class in 'classes' is no text")
+    if not isinstance(info.get("shards", 0), int) or not 0 <= info.get("shards", 0) <= _MOST_SHARDS:
+        raise CdulError(f"{show_path(path)}: the key 'shards' is not a number of shards")
+    counted = [info.get("peak_memory_mib") or 0, info.get("seconds") or 0]
+    for key in ("counts", "stages"):
+        if not isinstance(info.get(key, {}), dict):
+            raise CdulError(f"{show_path(path)}: the key '{key}' is not a dict")
+        counted += info.get(key, {}).values()
+    for number in counted:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 2**53:
+            raise CdulError(
+                f"{show_path(path)}: 'counts', 'stages', 'seconds' and 'peak_memory_mib' want numbers"
+            )
     return dict(info)
 
 
@@ -295,8 +337,8 @@ def _merge(folder: Path, infos: list[dict[str, Any]]) -> dict[str, Any]:
             for info in infos:
                 total.update(info.get(key, {}))
             merged[key] = dict(total)
-        merged["peak_memory_mib"] = max(info.get("peak_memory_mib", 0) for info in infos)
-        merged["seconds"] = sum(info.get("seconds", 0) for info in infos)
+        merged["peak_memory_mib"] = max(info.get("peak_memory_mib") or 0 for info in infos)
+        merged["seconds"] = sum(info.get("seconds") or 0 for info in infos)
     return merged
 
 

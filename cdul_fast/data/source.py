@@ -143,10 +143,12 @@ def read_lines(path: Path, what: str) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{show_path(path)}: {error.strerror or error} ({what})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{show_path(path)}: not UTF-8 text ({what})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise ConfigError(
+            f"{show_path(path)}: {getattr(error, 'strerror', None) or error} ({what})"
+        ) from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -162,33 +162,46 @@ def read_parquet(pattern: str, images: str | None, remote: Remote) -> Source:
 
 
 @contextlib.contextmanager
-def _opened(file: str, remote: Remote) -> Iterator[Any]:
-    """A Parquet file, open; one beyond what fits in memory at once is refused unread."""
+def _opened(file: str, remote: Remote, packed: Sequence[str] = ()) -> Iterator[Any]:
+    """A Parquet file, open; one beyond what fits in memory at once is refused unread.
+
+    Columns in ``packed`` are read as tables of values and numbers into them, as they lie in the file: a few
+    hundred bytes there may mean gigabytes of the same value.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     shown = show_path(file)
     try:
         with remote.file(file) if is_url(file) else Path(file).open("rb") as stream:
-            opened = pq.ParquetFile(stream)
+            opened = pq.ParquetFile(stream, read_dictionary=list(packed))
             for i in range(opened.metadata.num_row_groups):
                 size = opened.metadata.row_group(i).total_byte_size
                 if size > _MAX_ROW_GROUP_BYTES:
                     raise ConfigError(f"{shown}: a row group of {size} bytes; write smaller row groups")
             yield opened
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = one_line(str(error), 200)
         raise ConfigError(f"{shown}: not a readable Parquet file ({reason})") from None
 
 
 @dataclasses.dataclass
 class _FilePhotos:
-    """What is known of one file: its column of photos (empty: it only names them), its rows a row group."""
+    """What is known of one file.
+
+    Attributes:
+        file: Path or URL.
+        name: What rows without a name are called after.
+        column: The column of photos; empty where it only names them.
+        groups: Rows of each row group.
+        packed: As `_opened` takes it.
+    """
 
     file: str
     name: str
     column: str
     groups: list[int]
+    packed: tuple[str, ...] = ()
 
 
 def _open_photos(path: str, name: str, remote: Remote) -> tuple[_FilePhotos, list[str]]:
@@ -201,19 +214,46 @@ def _open_photos(path: str, name: str, remote: Remote) -> tuple[_FilePhotos, lis
         texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         column = next((n for n in BYTES_COLUMNS if n in schema.names and _holds(schema.field(n))), "")
         named = next((n for n in PATH_COLUMNS if n in texts), None)
-        if named is not None:
-            listed = file.read(columns=[named]).column(named).to_pylist()
-            empty = next((i for i, text in enumerate(listed) if not text), None)
-            if empty is not None:
-                raise ConfigError(f"{shown}: column '{named}' is empty in row {empty}")
-            return _FilePhotos(path, name, column, groups), listed
-        if not column:
+        if named is None and not column:
             raise ConfigError(
                 f"{shown}: neither a column of paths ({', '.join(PATH_COLUMNS)}) nor one of photos "
                 f"({', '.join(BYTES_COLUMNS)}); it has: {one_line(', '.join(schema.names))}"
             )
-        numbered = [f"{name}#{i}" for i in range(file.metadata.num_rows)]
-        return _FilePhotos(path, name, column, groups), numbered
+        packed = _packed_columns(file.metadata, (column, f"{column}.bytes"))
+        photos = _FilePhotos(path, name, column, groups, packed)
+        if named is None:
+            return photos, [f"{name}#{i}" for i in range(file.metadata.num_rows)]
+    with _opened(path, remote, [named]) as file:
+        return photos, _names_in(file.read(columns=[named]).column(named), f"{shown}: column '{named}'")
+
+
+def _packed_columns(metadata: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those of the ``wanted`` columns of bytes that some row group holds as a table of values."""
+    found = set()
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for j in range(group.num_columns):
+            column = group.column(j)
+            if column.path_in_schema in wanted and any("DICTIONARY" in e for e in column.encodings):
+                found.add(column.path_in_schema)
+    return tuple(sorted(found))
+
+
+def _names_in(column: Any, where: str) -> list[str]:
+    """The texts of a column read as a table of values."""
+    import pyarrow.compute as pc
+
+    size = 0
+    for chunk in column.chunks:
+        lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
+        size += pc.sum(lengths).as_py() or 0
+    if size > _MAX_ROW_GROUP_BYTES:
+        raise ConfigError(f"{where}: names of {size} bytes in all")
+    listed: list[str] = column.to_pylist()
+    empty = next((i for i, text in enumerate(listed) if not text), None)
+    if empty is not None:
+        raise ConfigError(f"{where} is empty in row {empty}")
+    return listed
 
 
 class _ParquetPhotos(Reader):
@@ -239,14 +279,17 @@ class _ParquetPhotos(Reader):
             column = self._groups.get((which, group))
             if column is None:
                 try:
-                    with _opened(photos.file, self._remote) as file:
+                    with _opened(photos.file, self._remote, photos.packed) as file:
                         table = file.read_row_group(group, columns=[photos.column])
                 except CdulError as error:
                     raise PhotoProblem("missing", f"row group {group}: {error}") from None
                 while len(self._groups) > 1:
                     self._groups.pop(next(iter(self._groups)))
                 column = self._groups[which, group] = table.column(photos.column)
-        value = column[row - starts[group]].as_py()
+        at = row - starts[group]
+        if at >= len(column):
+            raise PhotoProblem("missing", f"row group {group} holds {len(column)} rows, fewer than it says")
+        value = column[at].as_py()
         if isinstance(value, dict):
             value = value.get("bytes")
         if value is None:

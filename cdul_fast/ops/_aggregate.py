@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from cdul_fast import _native
@@ -10,6 +9,7 @@ from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    check_number,
     cuda_device,
     dtype_name,
     from_cuda_interface,
@@ -34,11 +34,11 @@ class _Params(NamedTuple):
 def _checked(aggregator: str, scale: float, zeta: float, lam: float) -> _Params:
     if aggregator not in AGGREGATORS:
         raise ValueError(f"aggregator: got {aggregator!r}, expected one of {', '.join(AGGREGATORS)}")
-    if not (math.isfinite(scale) and 0 < scale <= 10_000):
+    if not 0 < check_number("scale", scale) <= 10_000:
         raise ValueError(f"scale: got {scale}, expected a number over 0 and up to 10,000")
-    if not 0 <= zeta <= 1:
+    if not 0 <= check_number("zeta", zeta) <= 1:
         raise ValueError(f"zeta: got {zeta}, expected a number in [0, 1]")
-    if not -1 <= lam <= 1:
+    if not -1 <= check_number("lam", lam) <= 1:
         raise ValueError(f"lam: got {lam}, expected a number in [-1, 1]")
     return _Params(AGGREGATORS.index(aggregator), float(scale), float(zeta), float(lam))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 Array = Any  # an np.ndarray or a torch.Tensor
 _CACHE_LINE_BYTES = 64
+_MOST_THREADS = 1024  # each is one of the system's
 
 
 _TENSOR_TYPES: dict[type, bool] = {}  # looked up on every call of an op
@@ -61,7 +62,7 @@ def check_array(x: object, name: str, ndim: int | None, layout: str, *, device: 
 
     Raises:
         TypeError: ``x`` is neither a NumPy array nor a torch tensor.
-        ValueError: the rank is wrong, or the tensor lies on another device.
+        ValueError: the rank is wrong, or the tensor lies on another device or is sparse.
     """
     if not isinstance(x, np.ndarray) and not is_tensor(x):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a NumPy array or a torch tensor {layout}")
@@ -69,6 +70,8 @@ def check_array(x: object, name: str, ndim: int | None, layout: str, *, device: 
     place = array.device if is_tensor(array) and not array.is_cpu else None
     if place != device:
         raise ValueError(f"{name}: lies on {place or 'the CPU'}, expected {device or 'the CPU'}")
+    if is_tensor(array) and array.layout is not sys_torch().strided:
+        raise ValueError(f"{name}: got a {array.layout} tensor, expected a dense one {layout}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name}: got {describe(array)}, expected {ndim} dimensions {layout}")
     return array
@@ -172,17 +175,34 @@ def from_cuda_interface(x: object) -> Any:
     return x
 
 
+def check_number(name: str, value: object) -> float:
+    """A setting as a float, infinite where it is beyond one.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def thread_count(threads: int | None) -> int:
     """The native side's form of a ``threads`` argument: 0 means all cores.
 
     Raises:
+        TypeError: ``threads`` is no integer.
         ValueError: ``threads`` is below 1.
     """
     if threads is None:
         return 0
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
+        raise TypeError(f"threads: got {threads!r}, expected an integer, or None for all cores")
     if threads < 1:
         raise ValueError(f"threads: got {threads}, expected at least 1, or None for all cores")
-    return int(threads)
+    return min(int(threads), _MOST_THREADS)
 
 
 def sys_torch() -> Any:

@@ -13,6 +13,7 @@ from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    check_number,
     cuda_device,
     describe,
     dtype_name,
@@ -152,7 +153,10 @@ def _check_image(name: str, image: object, device: object) -> Array:
 
 def _check_boxes(boxes: Any, image_count: int, *, single: bool) -> npt.NDArray[np.int64]:
     """The boxes as contiguous int64 [M, 4] or [M, 5]; their ranges are checked by the native code."""
-    array = boxes.numpy(force=True) if is_tensor(boxes) else np.asarray(boxes)
+    try:
+        array = boxes.numpy(force=True) if is_tensor(boxes) else np.asarray(boxes)
+    except ValueError:
+        raise ValueError("boxes: got rows of different lengths, expected [M, 4] or [M, 5]") from None
     if array.size == 0 and array.ndim < 2:
         array = np.empty((0, 4 if single else 5), dtype=np.int64)
     if array.dtype.kind not in "iu":
@@ -168,6 +172,8 @@ def _check_boxes(boxes: Any, image_count: int, *, single: bool) -> npt.NDArray[n
 
 def _check_fit(fit: str | Sequence[str], count: int) -> npt.NDArray[np.int32]:
     """Codes of the fits: one for all boxes, or one for each."""
+    if not isinstance(fit, (str, Sequence)):
+        raise TypeError(f"fit: got {type(fit).__name__}, expected a name, or one for each box")
     names = (fit,) if isinstance(fit, str) else tuple(fit)
     if not isinstance(fit, str) and len(names) != count:
         raise ValueError(f"fit: got {len(names)} fits for {count} boxes, expected one for each or one name")
@@ -192,7 +198,9 @@ def _check_mean_std(
 
 
 def _three(name: str, values: Sequence[float], *, positive: bool = False) -> tuple[float, float, float]:
-    numbers = tuple(float(value) for value in values)
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name}: got {type(values).__name__}, expected three numbers, one for each channel")
+    numbers = tuple(check_number(name, value) for value in values)
     # As float32, which they become: finite, and not so small that a positive one vanishes.
     fit = all(abs(x) <= _FLOAT32_MAX and (not positive or x >= _FLOAT32_TINY) for x in numbers)
     if len(numbers) != 3 or not fit:

@@ -11,6 +11,7 @@ from cdul_fast.ops import _cuda
 from cdul_fast.ops._arrays import (
     Array,
     check_array,
+    check_number,
     cuda_device,
     describe,
     dtype_name,
@@ -33,10 +34,11 @@ def check_label_step(sigma: float, step: float) -> None:
         step: size of the step, over 0.
 
     Raises:
+        TypeError: a setting is no number.
         ValueError: a setting is not a positive number, or the two together cannot settle.
     """
     for name, value in (("sigma", sigma), ("step", step)):
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < check_number(name, value) < math.inf:
             raise ValueError(f"{name}: got {value}, expected a number over 0")
     peak = step / (sigma * math.sqrt(2 * math.pi))
     if peak >= 2:

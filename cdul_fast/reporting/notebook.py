@@ -116,6 +116,7 @@ def _first_rows(run: Run, n: int) -> list[tuple[str, str, str, str]]:
     rows: list[tuple[str, str, str, str]] = []
     for shard in run.shards:
         table = shard.table(["path", "status", "scores", "labels"]).slice(0, n - len(rows))
+        run.check_table(shard, table)
         for row in table.to_pylist():
             best = _best(run, row["scores"])
             rows.append((row["path"], row["status"], ", ".join(row["labels"] or []), best))

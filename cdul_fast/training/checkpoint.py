@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdul_fast.data.paths import one_line
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import CdulError
 from cdul_fast.training.loop import Loop, Network, Position
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path, loop: Loop) -> None:
             int(small["epoch"]), int(small["step"]), float(small["loss_sum"]), list(small["history"])
         )
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise CdulError(f"{path} does not fit these settings: {' '.join(str(error).split())[:200]}") from None
+        raise CdulError(f"{path} does not fit these settings: {shown(error)}") from None
 
 
 def save_network(path: Path, network: Network, *, with_backbone: bool) -> None:
@@ -115,6 +116,11 @@ def _write(path: Path, tensors: dict[str, Tensor], small: dict[str, Any]) -> Non
         save_file(whole, temporary, {"state": json.dumps(small)})
 
 
+def shown(value: object) -> str:
+    """Something that came from a file, as one short line for a message."""
+    return one_line(" ".join(str(value).split()), 200)
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -123,8 +129,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             small = json.loads(file.metadata()["state"])
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CdulError(f"{path} is missing or damaged: {' '.join(str(error).split())[:200]}") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CdulError(f"{path} is missing or damaged: {shown(error)}") from None
+    if not isinstance(small, dict):
+        raise CdulError(f"{path} is damaged: its state is no mapping")
     if small.get("format") != FORMAT:
-        raise CdulError(f"{path} has format {small.get('format')!r}; this version reads format {FORMAT}")
+        raise CdulError(f"{path} has format {shown(small.get('format'))}; this version reads format {FORMAT}")
     return tensors, small

@@ -16,7 +16,7 @@ from cdul_fast.data.paths import show_path
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import CdulError
 from cdul_fast.training.backbones import create_backbone
-from cdul_fast.training.checkpoint import BEST, LAST, load_tensors, save_network
+from cdul_fast.training.checkpoint import BEST, LAST, load_tensors, save_network, shown
 from cdul_fast.training.loop import Network
 from cdul_fast.training.methods import Output, Problem, create_method
 
@@ -105,13 +105,12 @@ def read_info(folder: Path) -> ModelInfo:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
-            raise CdulError(f"{show_path(path)} has format {content.get('format')!r}, wanted {FORMAT}")
+            raise CdulError(f"{show_path(path)} has format {shown(content.get('format'))}, wanted {FORMAT}")
         names = {field.name for field in dataclasses.fields(ModelInfo)}
         values = {key: value for key, value in content.items() if key in names}
         return ModelInfo(**{**values, "classes": tuple(values["classes"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CdulError(f"{show_path(folder)} holds no trained model ({reason})") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CdulError(f"{show_path(folder)} holds no trained model ({shown(error)})") from None
 
 
 def load_classifier(folder: Path, which: str = "best") -> tuple[Classifier, ModelInfo]:
@@ -142,7 +141,7 @@ def load_classifier(folder: Path, which: str = "best") -> tuple[Classifier, Mode
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CdulError(f"{show_path(path)} does not fit: {' '.join(str(error).split())[:200]}") from None
+        raise CdulError(f"{show_path(path)} does not fit: {shown(error)}") from None
     return Classifier(network, info.map_grid).eval(), info
 
 

@@ -66,7 +66,9 @@ struct SlotLayout {
 
 }  // namespace
 
-size_t aggregate_workspace(int64_t, int64_t classes, int threads) {
+size_t aggregate_workspace(int64_t images, int64_t classes, int threads) {
+  if (images == 0 || classes == 0) return 0;
+  threads = static_cast<int>(std::min<int64_t>(threads, images));
   return static_cast<size_t>(threads * photo_buffers(classes)) * sizeof(float);
 }
 
@@ -86,6 +88,8 @@ void aggregate(const float* cosines, int64_t images, int64_t views, int64_t clas
 }
 
 size_t aggregate_embeddings_workspace(const EmbeddingShape& shape, int threads) {
+  if (shape.images == 0 || shape.views == 0 || shape.classes == 0 || shape.dim == 0) return 0;
+  threads = static_cast<int>(std::min<int64_t>(threads, shape.images));
   const int64_t texts = padded_classes(shape.classes) * shape.dim;
   return static_cast<size_t>(texts + threads * SlotLayout(shape).total) * sizeof(float);
 }

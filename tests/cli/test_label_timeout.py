@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from label_runs import Label, scores_of
+from stub_label import StubEncoder
 
 import cdul_fast
-from cdul_fast import readers, work
+from cdul_fast import encoders, readers, work
 from cdul_fast.data import source
 
 
@@ -117,3 +118,19 @@ def test_a_reader_that_dies_costs_one_photo(
     assert rows["0007.jpg"]["status"] == "decode_error"
     assert "SystemExit" in rows["0007.jpg"]["error"]
     assert sum(row["status"] == "ok" for row in rows.values()) == 11
+
+
+def test_calibration_does_not_wait_for_a_photo_that_hangs(
+    label: Label, photos: Path, tmp_path: Path, hanging: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging.add("0000.jpg")
+    shapes = []
+
+    def create(*_: object, **settings: Any) -> StubEncoder:
+        encoder = StubEncoder()
+        shapes.append(settings["calibration"](encoder).shape)
+        return encoder
+
+    monkeypatch.setattr(encoders, "create_encoder", create)
+    assert label(photos, "--photo-timeout", "0.2") == 0
+    assert shapes == [(110, 3, 32, 32)]

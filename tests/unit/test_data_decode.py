@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -152,6 +153,20 @@ def test_pillows_own_limit_is_back_after_the_block() -> None:
     with decode.own_pixel_limit(), decode.own_pixel_limit():
         assert Image.MAX_IMAGE_PIXELS is None
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_pillows_warnings_are_off_within_the_block_alone() -> None:
+    def warn() -> None:
+        warnings.warn_explicit("corrupt", UserWarning, "file", 1, module="PIL.TiffImagePlugin", registry={})
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with decode.own_pixel_limit(), decode.own_pixel_limit():
+            warn()
+            warnings.warn("ours", stacklevel=1)
+        assert [str(warning.message) for warning in seen] == ["ours"]
+        warn()
+        assert len(seen) == 2
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
