@@ -17,6 +17,7 @@ from cdul_fast.ops._arrays import (
     pointer,
     readable,
     thread_count,
+    traced,
     writable,
 )
 
@@ -89,6 +90,11 @@ def aggregate(
         TypeError: ``cosines`` is no array of floating point numbers.
         ValueError: a shape or a setting is wrong.
     """
+    if traced(cosines):
+        from cdul_fast.ops import torch_ops
+
+        found = torch_ops.aggregate(cosines.detach(), aggregator, scale, zeta, lam, threads)
+        return torch_ops.given_out(found, out)
     params = _checked(aggregator, scale, zeta, lam)
     cosines = from_cuda_interface(cosines)
     device = cuda_device(cosines)
@@ -150,6 +156,13 @@ def aggregate_embeddings(
         TypeError: an argument is no array of floating point numbers.
         ValueError: shapes do not fit or a setting is wrong.
     """
+    if traced(images):
+        from cdul_fast.ops import torch_ops
+
+        found = torch_ops.aggregate_embeddings(
+            images.detach(), texts.detach(), aggregator, scale, zeta, lam, compute, threads, cosines_out
+        )
+        return torch_ops.given_out(found, out)
     params = _checked(aggregator, scale, zeta, lam)
     views, classes = _checked_embeddings(images, texts)
     shape = (views.shape[0], classes.shape[0])
@@ -192,6 +205,11 @@ def cosines(
         TypeError: an argument is no array of floating point numbers.
         ValueError: shapes do not fit.
     """
+    if traced(images):
+        from cdul_fast.ops import torch_ops
+
+        found = torch_ops.cosines(images.detach(), texts.detach(), compute, threads)
+        return torch_ops.given_out(found, out)
     views, classes = _checked_embeddings(images, texts)
     shape = (*views.shape[:2], classes.shape[0])
     device = cuda_device(views)

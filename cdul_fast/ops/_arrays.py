@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
@@ -30,6 +31,12 @@ def is_tensor(x: object) -> bool:
         known = any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
         _TENSOR_TYPES[cls] = known
     return known
+
+
+def traced(x: object) -> bool:
+    """Whether torch is tracing (torch.compile, torch.export) and ``x`` is one of its tensors."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling() and isinstance(x, torch.Tensor)
 
 
 def dtype_name(x: Array) -> str:

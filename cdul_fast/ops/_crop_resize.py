@@ -24,6 +24,7 @@ from cdul_fast.ops._arrays import (
     strides_bytes,
     sys_torch,
     thread_count,
+    traced,
     writable,
 )
 
@@ -88,6 +89,11 @@ def crop_resize(
         ValueError: an argument's shape, type or range is wrong; the message names it.
         MemoryError: result or tables do not fit memory.
     """
+    if traced(images[0] if isinstance(images, (list, tuple)) and images else images):
+        from cdul_fast.ops import torch_ops
+
+        found = torch_ops.traced_crop_resize(images, boxes, size, fit, mean, std, dtype, threads)
+        return torch_ops.given_out(found, out)
     photos = _check_images(images)
     box_rows = _check_boxes(boxes, len(photos), single=not isinstance(images, (list, tuple)))
     count, box_width = box_rows.shape

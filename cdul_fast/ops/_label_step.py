@@ -19,6 +19,7 @@ from cdul_fast.ops._arrays import (
     pointer,
     readable,
     thread_count,
+    traced,
     writable,
 )
 
@@ -79,6 +80,11 @@ def label_step(
         ValueError: shapes do not fit, ``latent`` cannot be written in place, a row is out of range or
             named twice, or the settings cannot settle.
     """
+    if traced(latent):
+        from cdul_fast.ops import torch_ops
+
+        torch_ops.label_step(latent, logits.detach(), sigma, step, rows, threads)
+        return latent
     check_label_step(sigma, step)
     values = from_cuda_interface(latent)
     device = cuda_device(values)
