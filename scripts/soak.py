@@ -143,7 +143,8 @@ def draw(files: list[Path], out: Path) -> None:
             panel.plot(rows, [s[key] for s in samples], color=colour, lw=1.2, label=f"{run['model']} encoder")
             panel.set_title(title, loc="left", fontsize=9)
             panel.set_xlabel("thousand rows")
-            panel.set_ylim(bottom=0)
+    for panel in panels:
+        panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
     panels[0].legend(frameon=False, loc="lower right", fontsize=8)
     figure.savefig(out, metadata={"Date": None})
 
