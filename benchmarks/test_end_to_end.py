@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from benchmarks.rivals import label as rivals
 from benchmarks.timing import Race, library_threads
 from cdul_fast import encoders
 from cdul_fast.config import LabelConfig
+from cdul_fast.data.sources import open_source
+from cdul_fast.work import ScoreSpec, ViewSpec, prepare_photo, score_views
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = (
@@ -27,8 +30,11 @@ THREADS = 2
 @pytest.fixture(scope="module")
 def folder(photo_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Links to the photos, and the class list beside them."""
-    folder = tmp_path_factory.mktemp("photos")
-    for path in photo_paths:
+    return _linked(tmp_path_factory.mktemp("photos"), photo_paths)
+
+
+def _linked(folder: Path, paths: Iterable[Path]) -> Path:
+    for path in paths:
         (folder / path.name).symlink_to(path)
     (folder.parent / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     return folder
@@ -55,6 +61,20 @@ def _config(folder: Path, out: Path, cache: Path, **settings: Any) -> LabelConfi
     return LabelConfig(**{**defaults, **settings})
 
 
+def _keep_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One loaded encoder serves every run, as one loaded network serves the loops it is compared with."""
+    create, made = encoders.create_encoder, {}
+
+    def kept(*arguments: Any, **settings: Any) -> Any:
+        key = (*arguments, settings["backend"], settings["precision"])
+        if key not in made:
+            made[key] = create(*arguments, **settings)
+            monkeypatch.setattr(made[key], "close", lambda: None)
+        return made[key]
+
+    monkeypatch.setattr(encoders, "create_encoder", kept)
+
+
 def _scores(out: Path) -> np.ndarray:
     return cdul_fast.open_run(str(out)).scores()[1]
 
@@ -66,13 +86,20 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return round(float(np.mean(rows)), 4)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "fp32"])
+@pytest.mark.parametrize(
+    "precision", ["bf16", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("int8", "fp32"))]
+)
 def test_against_users_loops(
-    race: Race, rounds: Any, folder: Path, weights: Path, photo_paths: list[Path],
-    tmp_path: Path, precision: str,
+    race: Race, rounds: Any, weights: Path, photo_paths: list[Path],
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    """Neither side's time has the loading of its network in it; both begin with files and end with files."""
     import open_clip
 
+    _keep_encoders(monkeypatch)
+    photo_paths = photo_paths[:16]
+    (tmp_path / "photos").mkdir()
+    folder = _linked(tmp_path / "photos", photo_paths)
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=str(weights))
     model.eval()
     fast = open_clip.create_model("ViT-B-32", pretrained=str(weights), precision="pure_bf16").eval()
@@ -95,7 +122,7 @@ def test_against_users_loops(
         return lambda: run(photo_paths, tmp_path / run.__name__, network, transform, texts, scale)
 
     with library_threads(THREADS):
-        ours()  # converts the model and fills the cache, as a first run does
+        ours()  # converts and loads the model, as a first run does
         exact = loop(rivals.plain, model)()
         strong = loop(rivals.strong, fast)()
         agreement = {
@@ -106,9 +133,12 @@ def test_against_users_loops(
             for name, scores in (("label", _scores(tmp_path / "ours")), ("strong", strong))
         }
         targets = {"bf16": {"plain": 2.2, "strong": 1.12}, "int8": {"plain": 3.6}}.get(precision, {})
+        loops = {"plain": loop(rivals.plain, model)}
+        if precision == "bf16":
+            loops["strong"] = loop(rivals.strong, fast)
         race.run(
             ours,
-            {"plain": loop(rivals.plain, model), "strong": loop(rivals.strong, fast)},
+            loops,
             rounds=rounds(3),
             target=targets,
             subject=f"label, {precision}",
@@ -117,32 +147,69 @@ def test_against_users_loops(
         )
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32", "RN50"])
+@pytest.mark.parametrize("model", ["ViT-B-32", pytest.param("RN50", marks=pytest.mark.slow)])
 def test_pipeline_against_its_encoder(
     race: Race, rounds: Any, folder: Path, photo_paths: list[Path], tmp_path: Path, model: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The whole pipeline must keep 97 % of the rate of its encoder on ready pixels."""
+    _keep_encoders(monkeypatch)
     cache = tmp_path / "cache"
-    encoder = encoders.create_encoder(model, "none", threads=THREADS, cache_dir=cache)
+    config = _config(folder, tmp_path / "run", cache, model=model, pretrained="none", backend="openvino")
+    runs = [cdul_fast.label_images(config)]
+    encoder = encoders.create_encoder(model, "none", backend="openvino", precision="auto")
     views = 10 * len(photo_paths)
     ready = torch.randn(encoder.batch, 3, encoder.image_size, encoder.image_size)
     ready = ready.to(getattr(torch, encoder.input_dtype))
 
     def encoder_alone() -> None:
-        for _ in range(0, views, len(ready)):
-            encoder.embed_images(ready)
-
-    rates: list[float] = []
-
-    config = _config(folder, tmp_path / "run", cache, model=model, pretrained="none")
-    monkeypatch.setattr(encoders, "create_encoder", lambda *_, **__: encoder)
-    monkeypatch.setattr(encoder, "close", lambda: None)  # one loaded encoder serves every round
+        """As many calls at once as the encoder likes."""
+        calls = -(-views // len(ready))
+        with ThreadPoolExecutor(encoder.parallel_calls) as pool:
+            list(pool.map(lambda _: encoder.embed_images(ready), range(calls)))
 
     def pipeline() -> None:
-        rates.append(cdul_fast.label_images(config).images_per_second)
+        runs.append(cdul_fast.label_images(config))
 
     race.run(
-        pipeline, {"encoder alone": encoder_alone}, rounds=rounds(5), target={"encoder alone": 0.97},
-        subject=f"label, {model}", notes={"pipeline's own images/s": rates},
+        pipeline, {"encoder alone": encoder_alone}, rounds=rounds(3), target={"encoder alone": 0.97},
+        subject=f"label, {model}", warmup=0,
+        notes={"views": views, "views of the encoder's calls": -(-views // len(ready)) * len(ready)},
+    )  # fmt: skip
+
+
+def test_tiny_pipeline_against_its_stages(
+    race: Race, rounds: Any, folder: Path, photo_paths: list[Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where decoding shares the cores: within 10 % of the CPU time of the stages over the cores."""
+    create_encoder = encoders.create_encoder
+    _keep_encoders(monkeypatch)
+    many = tmp_path / "photos"
+    many.mkdir()
+    for copy in range(8):
+        for path in photo_paths:
+            (many / f"{copy}-{path.name}").symlink_to(path)
+    config = _config(many, tmp_path / "run", tmp_path / "cache", model="tiny", classes=None, backend="auto")
+    cdul_fast.label_images(config)
+
+    encoder = create_encoder("tiny", "openai", threads=1, cache_dir=tmp_path / "cache")
+    spec, source = ViewSpec.of(config, encoder), open_source(str(many))
+    photos = len(source) // THREADS
+    pixels = torch.empty(encoder.batch, spec.views, 3, spec.size, spec.size, dtype=getattr(torch, spec.dtype))
+    texts = cdul_fast.open_run(tmp_path / "run").texts()
+    scores = ScoreSpec(config.aggregator, encoder.logit_scale, config.zeta, config.lam)
+
+    def stages_alone() -> None:
+        """The stages one after the other on one thread, for a thread's share of the photos."""
+        for first in range(0, photos, len(pixels)):
+            count = min(len(pixels), photos - first)
+            for slot in range(count):
+                assert prepare_photo(source, first + slot, spec, pixels[slot]).status == "ok"
+            embeddings = encoder.embed_images(pixels[:count].flatten(0, 1))
+            score_views(embeddings.reshape(count, spec.views, -1), texts, scores, threads=1)
+
+    race.run(
+        lambda: cdul_fast.label_images(config), {"its stages alone": stages_alone}, rounds=rounds(5),
+        target={"its stages alone": 1 / 1.1}, subject="label, tiny", notes={"photos": len(source)},
     )  # fmt: skip
