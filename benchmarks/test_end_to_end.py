@@ -97,7 +97,7 @@ def test_against_users_loops(
     import open_clip
 
     _keep_encoders(monkeypatch)
-    photo_paths = photo_paths[:16]
+    photo_paths = photo_paths[: rounds(16)]
     (tmp_path / "photos").mkdir()
     folder = _linked(tmp_path / "photos", photo_paths)
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=str(weights))
@@ -187,7 +187,7 @@ def test_tiny_pipeline_against_its_stages(
     _keep_encoders(monkeypatch)
     many = tmp_path / "photos"
     many.mkdir()
-    for copy in range(8):
+    for copy in range(16):
         for path in photo_paths:
             (many / f"{copy}-{path.name}").symlink_to(path)
     config = _config(many, tmp_path / "run", tmp_path / "cache", model="tiny", classes=None, backend="auto")
