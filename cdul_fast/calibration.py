@@ -28,9 +28,12 @@ from cdul_fast.pseudo_labels import select_labels, temper
 _TOP_SHARE = 0.2
 # The least a class's bound may be, as a share of the pooled one.
 _FLOOR = 0.7
-# Scores looked at: enough for the bounds to settle, few enough for a run of any size. Evenly spaced photos.
-_SPLIT_ENTRIES = 2_000_000
-_TEMPER_ENTRIES = 200_000
+# Scores looked at: enough for the bounds to settle, few enough for a run of any size. Evenly spaced photos;
+# of many classes at least _LEAST_PHOTOS of them, as far as _MOST_ENTRIES goes.
+_SPLIT_ENTRIES = 500_000
+_LEAST_PHOTOS = 2_000
+_MOST_ENTRIES = 2_000_000
+_POOLED_ENTRIES = 200_000
 _POWER_RANGE = (1 / 64, 64.0)
 
 
@@ -94,12 +97,18 @@ class Thresholds:
         )
 
 
-def sampled_rows(photos: int, classes: int, entries: int | None = None) -> NDArray[np.int64]:
-    """The rows that calibration looks at: all, or evenly spaced ones with ``entries`` scores between them."""
-    rows = max(2, (_SPLIT_ENTRIES if entries is None else entries) // max(1, classes))
-    if photos <= rows:
+def sampled_rows(photos: int, classes: int) -> NDArray[np.int64]:
+    """The rows that calibration looks at: all of a small run, evenly spaced ones of a large one."""
+    classes = max(1, classes)
+    most = min(_MOST_ENTRIES // classes, max(_SPLIT_ENTRIES // classes, _LEAST_PHOTOS))
+    return _spaced(photos, most)
+
+
+def _spaced(photos: int, most: int) -> NDArray[np.int64]:
+    most = max(2, most)
+    if photos <= most:
         return np.arange(photos, dtype=np.int64)
-    return np.linspace(0, photos - 1, rows).astype(np.int64)
+    return np.linspace(0, photos - 1, most).astype(np.int64)
 
 
 def calibrate(
@@ -126,9 +135,10 @@ def calibrate(
     if expected_labels is not None and not expected_labels > 0:
         raise ValueError(f"expected_labels must be above 0, got {expected_labels}")
     scores = scores[sampled_rows(len(scores), classes)]
-    power = _tempering_power(scores[sampled_rows(len(scores), classes, _TEMPER_ENTRIES)])
+    few = _spaced(len(scores), _POOLED_ENTRIES // classes)
+    power = _tempering_power(scores[few])
     tempered = temper(scores, power)
-    pooled = _two_part_split(tempered.reshape(-1, 1))[0]
+    pooled = _two_part_split(tempered[few].reshape(-1, 1))[0]
     values = np.maximum(_two_part_split(tempered), _FLOOR * pooled)
     at_least_one = expected_labels is None or expected_labels >= 1
     if expected_labels is not None:
@@ -162,18 +172,21 @@ def _tempering_power(scores: NDArray[np.float32]) -> float:
 def _two_part_split(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Per column of [N, K], the cut that maximises the variance between the two parts, float64 [K].
 
-    A column of one value gives that value.
+    A column of one value gives that value. One column at a time, to need little memory.
     """
-    ordered = np.sort(values, axis=0).astype(np.float64)
+    return np.array([_split_of(column) for column in values.T])
+
+
+def _split_of(column: NDArray[np.float32]) -> float:
+    ordered = np.sort(column).astype(np.float64)
     count = len(ordered)
     if count == 1:
-        return np.asarray(ordered[0])
-    sums = np.cumsum(ordered, axis=0)
-    lower = np.arange(1, count, dtype=np.float64)[:, None]
+        return float(ordered[0])
+    sums = np.cumsum(ordered)
+    lower = np.arange(1, count, dtype=np.float64)
     between = (sums[-1] * lower / count - sums[:-1]) ** 2 / (lower * (count - lower))
-    cut = between.argmax(axis=0)
-    columns = np.arange(ordered.shape[1])
-    return np.asarray((ordered[cut, columns] + ordered[cut + 1, columns]) / 2)
+    cut = int(between.argmax())
+    return float((ordered[cut] + ordered[cut + 1]) / 2)
 
 
 def _common_factor(

@@ -95,9 +95,13 @@ def settle_labels(
     Returns:
         What run.json keeps under ``thresholds``.
     """
+    import pyarrow as pa
+
     count = len(run.classes)
+    pool = pa.default_memory_pool()
 
     def scores_of(index: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        pool.release_unused()
         return stored_scores(run.shards[index].table(["scores"]), count)[rows]
 
     photos = [int(ok_rows(shard.table(["status"])).sum()) for shard in run.shards]
@@ -107,6 +111,7 @@ def settle_labels(
     if rule.thresholds is not None:
         for shard in run.shards:
             _settle_shard(run, shard, rule)
+            pool.release_unused()
     return rule.to_json(run.classes)
 
 

@@ -146,6 +146,7 @@ def test_an_unknown_rule_is_named() -> None:
 
 def test_sampling_shard_by_shard_equals_all_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_SPLIT_ENTRIES", 800)
+    monkeypatch.setattr(calibration, "_LEAST_PHOTOS", 100)
     scores, _ = two_groups(photos=403)
     starts = [0, 7, 7, 250, 403]
     asked: list[int] = []
