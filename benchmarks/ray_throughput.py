@@ -4,7 +4,7 @@ Starting a cluster and making encoders is not part of it: time runs from the fir
 last, and the first batches of each engine are left out. Both engines label the same photos with the same
 encoder. The file also has how many empty blocks a second Ray moves through one stage.
 
-    python -m benchmarks.ray_throughput --model ViT-B-32 --photos 60 --out build/ray_throughput.json
+    python -m benchmarks.ray_throughput --model ViT-B-32 --photos 320 --out build/ray_throughput.json
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Clock(Progress):
         self.marks.append((time.perf_counter(), before + done))
 
     def rate(self, skip: int) -> float:
-        """Photos a second from when ``skip`` photos were done to the end."""
+        """Photos a second from when ``skip`` photos were done to the end.
+
+        Ray's photos come a block at a time, so this says little of fewer than some ten blocks.
+        """
         first = next((mark for mark in self.marks if mark[1] >= skip), self.marks[0])
         last = self.marks[-1]
         return (last[1] - first[1]) / (last[0] - first[0])
@@ -99,7 +102,7 @@ def blocks_a_second(blocks: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--photos", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=1, help="local and Ray in turn, so often")
     parser.add_argument("--actors", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--cores", type=int, default=2, help="cores of this machine, shared by the actors")
