@@ -130,7 +130,7 @@ class _LabelSession(Session[LabelConfig]):
         decode: str = self.config.decode
         if self.config.engine == "ray" or engine_for(encoder) is Engine:
             if decode == "gpu":
-                raise ConfigError("--decode gpu needs a model that runs on a GPU with the torch backend")
+                raise ConfigError("--decode gpu needs a model that runs on a GPU")
             return
         if decode == "auto" and self.before is not None:
             decode = self.before.model.get("decode", "cpu")

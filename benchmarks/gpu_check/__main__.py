@@ -101,6 +101,7 @@ def run_step(
         "kernels": lambda: kernels.run(ceilings),
         # Compiling takes most of a minute; begun later than that it would not be finished.
         "encoders": lambda: encoders.run(ceilings, model, seconds / 4),
+        "tensorrt": lambda: encoders.run_tensorrt(ceilings, model),
         "end_to_end": lambda: end_to_end.run(ceilings, model, 4.0),
     }
     return steps[name]()
@@ -156,7 +157,10 @@ def check(say: Callable[[str], None] = print) -> int:
         for model in MODELS:
             take("encoders", "--model", model, "--ceilings", given)
     take("sanitizer")
-    for name in ("TensorRT", "CV-CUDA", "DALI"):
+    if ceilings:
+        for model in MODELS:
+            take("tensorrt", "--model", model, "--ceilings", given)
+    for name in ("CV-CUDA", "DALI"):
         rows.append(not_measured("rivals", name, "no runner for it in this check"))
 
     details["rows"] = [dataclasses.asdict(row) for row in rows]

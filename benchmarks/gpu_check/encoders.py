@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from typing import Any
 
@@ -62,13 +63,14 @@ def flops_a_view(tower: nn.Module, shape: Shape) -> float:
     return counter.get_total_flops() / 2
 
 
-def rate(encoder: TowerEncoder, shape: Shape) -> dict[str, Any]:
+def rate(encoder: Any, shape: Shape) -> dict[str, Any]:
     """Views a second of a graph of one pass over random pixels."""
-    pixels = torch.randn(shape.batch, 3, shape.side, shape.side, device="cuda", dtype=torch.float16)
+    count, kind = encoder.batch, getattr(torch, encoder.input_dtype)
+    pixels = torch.randn(count, 3, shape.side, shape.side, device="cuda", dtype=kind)
     with torch.inference_mode():
         replay = CudaPlace(torch.device("cuda")).graph(encoder.embed_on_device, pixels)
     timing = gpu.timed(lambda _: replay(), calls=10, warm_up=2)
-    return {"views_per_second": shape.batch / timing["median"], "seconds": timing}
+    return {"views_per_second": count / timing["median"], "seconds": timing}
 
 
 def variants(encoder: TowerEncoder, shape: Shape, deadline: float) -> list[tuple[str, Any, str]]:
@@ -121,3 +123,24 @@ def run(ceilings: dict[str, float], name: str, seconds: float) -> tuple[list[Row
         )
         details[case] = {**found, "flops_a_view": flops}
     return rows, {"encoders": details}
+
+
+def run_tensorrt(ceilings: dict[str, float], name: str) -> tuple[list[Row], dict[str, Any]]:
+    """One model as a TensorRT engine of random weights, built for this GPU."""
+    from cdul_fast.encoders import create_encoder
+
+    case, shape = f"{name}, fp16, TensorRT", SHAPES[name]
+    absent = [module for module in ("open_clip", "onnx") if not has_module(module)]
+    if not has_module("tensorrt") and not has_module("tensorrt_rtx"):
+        absent.append("tensorrt or tensorrt_rtx")
+    if absent:
+        return [not_measured("encoders", case, f"not installed: {', '.join(absent)}")], {}
+    with tempfile.TemporaryDirectory() as cache:
+        encoder: Any = create_encoder(
+            name, "none", backend="tensorrt", precision="fp16", device="cuda", cache_dir=cache
+        )
+        found = rate(encoder, shape)
+    flops = flops_a_view(tower_of(shape)[1], shape)
+    share = flops * found["views_per_second"] / ceilings["matmul_flops_per_second"]
+    row = Row("encoders", case, found["views_per_second"], "views/s", "measured matmul rate", share)
+    return [row], {"encoders": {case: {**found, "flops_a_view": flops}}}

@@ -70,6 +70,8 @@ def create_encoder(
             raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be 1 or more, got {threads}")
+    if compiled and backend not in ("auto", "torch"):
+        raise ConfigError(f"--compile is for the torch backend, not for {backend}")
     if backend in ("auto", "tensorrt") and Path(model, ENGINE_RECORD).is_file():
         return _from_engine(Path(model), precision, device)
     openvino = importlib.util.find_spec("openvino") is not None
@@ -81,7 +83,7 @@ def create_encoder(
         raise ConfigError(f"the openvino backend runs on the CPU, not on {device}")
     check_device(device)
     if backend == "auto":
-        backend = "openvino" if device == "cpu" and openvino else "torch"
+        backend = "openvino" if device == "cpu" and openvino and not compiled else "torch"
     source = find_model(model, pretrained, quickgelu)
     if backend == "tensorrt":
         return _built_engine(source, precision, device, quickgelu, cache_root(cache_dir), calibration)

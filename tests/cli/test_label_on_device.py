@@ -163,3 +163,5 @@ def test_the_compiled_model_runs_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     pixels = torch.rand(plain.batch, 3, plain.image_size, plain.image_size)
     np.testing.assert_array_equal(other.embed_images(pixels), -plain.embed_images(pixels))
     assert torch.equal(other.embed_on_device(pixels), -plain.embed_on_device(pixels))
+    with pytest.raises(ConfigError, match="--compile is for the torch backend, not for openvino"):
+        create_encoder("tiny", backend="openvino", compiled=True)
