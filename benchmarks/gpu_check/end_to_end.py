@@ -63,7 +63,7 @@ class Nowhere:
     def batches(self, photos: int) -> Iterator[Batch]:
         work: Any = SimpleNamespace(start=0)
         for at in range(0, self.count, photos):
-            yield Batch(work, range(at, min(self.count, at + photos)), last=False)
+            yield Batch(work, range(at, min(self.count, at + photos)))
 
     def add(self, batch: Batch, rows: Sequence[tuple[int, Any]]) -> None:
         self.ok += sum(row.status == "ok" for _, row in rows)
