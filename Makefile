@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DEMO   := build/demo-run
+WHOLE  := '.[test,tensorrt]'
 
 NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pycache__/*')
@@ -12,7 +13,7 @@ SOURCES := $(shell find cdul_fast -type f -not -name '*.so' -not -path '*/__pyca
 # One rule, so that the extension is compiled once; the dependencies are resolved when pyproject.toml changed.
 $(VENV)/.installed: pyproject.toml $(NATIVE_SOURCES) $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet $(if $(filter pyproject.toml,$?),'.[test,tensorrt]',--no-deps .)
+	$(PY) -m pip install --quiet $(if $(filter pyproject.toml,$?),$(WHOLE),--no-deps .)
 	touch $@
 
 # By name, not by path: pip takes the extras of the installed package and does not compile it again.
