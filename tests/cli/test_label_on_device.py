@@ -43,7 +43,9 @@ def label(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             for module in (session, pipeline):
                 monkeypatch.setattr(module, "engine_for", lambda encoder: DeviceEngine)
         settings: dict[str, Any] = {"batch_size": 4, "shard_size": 16, "quiet": True, "report": False}
-        settings |= {"model": "tiny", "backend": "torch", "device": "cpu", "threads": 2} | more
+        settings |= {"model": "tiny", "backend": "torch", "device": "cpu", "threads": 2}
+        # Not auto, which would let the machine's load choose where both decoders are installed.
+        settings |= {"decode": "cpu" if device else "auto"} | more
         return pipeline.label_images(LabelConfig(source=str(photos), out=str(tmp_path / out), **settings)).run
 
     return run
