@@ -1,9 +1,11 @@
-"""Training over several processes by torchrun: what is killed comes back and goes on from the checkpoint."""
+"""Training over several machines by torchrun: what is lost comes back and goes on from the checkpoint."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 def arguments(toy_run: Path, out: Path) -> list[str]:
     return [
         "-m", "cdul_fast.train", str(toy_run / "run"), "--out", str(out),
-        "--backbone", "test_vit", "--weights", "none", "--image-size", "160", "--epochs", "4",
+        "--backbone", "test_vit", "--weights", "none", "--image-size", "160", "--epochs", "8",
         "--batch-size", "9", "--lr", "1e-3", "--method", "cdul", "--method-options", "warmup=1",
         "--optimizer", "sgd", "--deterministic", "--checkpoint-every", "1", "--threads", "1",
         "--no-tensorboard", "--cam-photos", "0", "--no-report",
@@ -86,8 +88,42 @@ def test_a_process_is_killed(toy_run: Path, tmp_path: Path, unbroken: Path, rank
     out, log = tmp_path / "out", tmp_path / "log"
     elastic = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     process = start([*elastic, *arguments(toy_run, out)], log)
-    wait(lambda: "epoch 1/4" in log.read_text(), process, log)
+    wait(lambda: "epoch 1/8" in log.read_text(), process, log)
     os.kill(children(process)[rank], signal.SIGKILL)
     assert process.wait(240) == 0, log.read_text()
-    assert "going on after epoch" in log.read_text()
+    assert re.search(r"going on after epoch [0-7],", log.read_text()), "it was lost in the middle"
+    assert_same(out, unbroken)
+
+
+def test_a_machine_is_lost_and_comes_back(toy_run: Path, tmp_path: Path, unbroken: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def machine(number: int) -> subprocess.Popen[bytes]:
+        meeting = "keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120,last_call_timeout=1"
+        elastic = [
+            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d",
+            f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=elastic", "--local-addr=127.0.0.1",
+            f"--rdzv-conf={meeting},is_host={int(number == 0)}",
+        ]  # fmt: skip
+        return start([*elastic, *arguments(toy_run, out)], log)
+
+    first, second = machine(0), machine(1)
+    try:
+        wait(lambda: "epoch 1/8" in log.read_text(), first, log)
+        # Workers are sessions of their own, and go down with their machine.
+        for pid in [second.pid, *children(second)]:
+            os.kill(pid, signal.SIGKILL)
+        second.wait()
+        second = machine(1)
+        assert first.wait(200) == 0, log.read_text()
+        assert second.wait(60) == 0, log.read_text()
+    finally:
+        for process in (first, second):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    assert re.search(r"going on after epoch [0-7],", log.read_text()), "it was lost in the middle"
     assert_same(out, unbroken)
