@@ -86,9 +86,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return round(float(np.mean(rows)), 4)
 
 
-@pytest.mark.parametrize(
-    "precision", ["bf16", *(pytest.param(slow, marks=pytest.mark.slow) for slow in ("int8", "fp32"))]
-)
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_against_users_loops(
     race: Race, rounds: Any, weights: Path, photo_paths: list[Path],
     tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch,
