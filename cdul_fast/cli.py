@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
+from cdul_fast.data.paths import one_line
 from cdul_fast.errors import CdulError, ConfigError
 
 Config = TypeVar("Config")
@@ -162,7 +163,7 @@ def _plain(error: Exception) -> str:
     )
     if match is not None:
         text = f"{match[1]}wants {match[2]}, got {match[3]}"
-    return text if len(text) <= 400 else text[:397] + "..."
+    return one_line(text, 400)  # a key of a settings file may hold anything
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
