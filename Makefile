@@ -93,6 +93,7 @@ $(VENV)/.bench: $(VENV)/.installed
 
 bench: $(VENV)/.bench
 	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --benchmark-json build/bench.json
+	rm -f benchmarks/results/cpu*.json
 	cp build/bench.json benchmarks/results/cpu.json
 	$(PY) -m benchmarks.tables
 

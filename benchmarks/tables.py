@@ -1,7 +1,7 @@
-"""Turns ``benchmarks/results/*.json`` into the tables of ``benchmarks/README.md`` and of ``README.md``.
+"""Turns ``benchmarks/results/cpu.json``, and parts beside it (``cpu-*.json``), into Markdown tables.
 
 ``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
-``<!-- /bench -->`` in both files; NAME is ``all``, ``summary`` (the rows with a
+``<!-- /bench -->`` in ``benchmarks/README.md`` and ``README.md``; NAME is ``all``, ``summary`` (the rows with a
 target), or a test's module such as ``crops``.
 """
 
@@ -19,7 +19,8 @@ MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", 
 
 def main() -> None:
     """Rewrites the marked parts of both files."""
-    record = json.loads((RESULTS / "cpu.json").read_text())
+    record, *more = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu*.json")))
+    record["benchmarks"] += [bench for part in more for bench in part["benchmarks"]]
     for path in (ROOT / "benchmarks" / "README.md", ROOT / "README.md"):
         text = path.read_text()
         path.write_text(MARKED.sub(lambda m: m[1] + section(record, m["name"]) + m[3], text))
