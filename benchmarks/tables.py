@@ -1,7 +1,7 @@
 """Turns ``benchmarks/results/cpu.json``, and parts beside it (``cpu-*.json``), into Markdown tables.
 
 ``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
-``<!-- /bench -->`` in ``benchmarks/README.md`` and ``README.md``; NAME is ``all``, ``summary`` (the rows with a
+``<!-- /bench -->`` in ``benchmarks/README.md`` and ``README.md``; NAME is ``all``, ``summary`` (rows with a
 target), or a test's module such as ``crops``.
 """
 
