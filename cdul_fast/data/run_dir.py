@@ -45,13 +45,15 @@ class Shard:
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(
+            table = pq.read_table(
                 self.labels_path,
                 columns=None if columns is None else list(columns),
                 partitioning=None,
                 page_checksum_verification=True,
             )
-        except (OSError, pa.ArrowException) as error:
+            list(table.schema.names)  # names that are no UTF-8 fail here, not in whoever asks for them
+            return table
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _damaged(self.labels_path, error) from None
 
     def cosines(self) -> np.ndarray:

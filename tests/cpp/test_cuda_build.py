@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import emulation
 import pybind11
@@ -46,14 +48,23 @@ def test_the_kept_report_has_every_kernel_and_no_spill():
     assert {line.split()[-1] for line in text.splitlines() if " sm_" in line} == {"0"}
 
 
-@pytest.mark.skipif(ptxas_report.find_nvcc() is None or shutil.which("cmake") is None, reason="needs nvcc")
+# The cmake and ninja of the environment that the tests run in come before the system's, which may be too old.
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+CMAKE = shutil.which("cmake", path=TOOLS)
+
+
+@pytest.mark.skipif(ptxas_report.find_nvcc() is None or CMAKE is None, reason="needs nvcc and cmake")
 def test_cmake_asks_for_every_architecture(tmp_path):
     configure = [
-        "cmake", "-S", str(emulation.ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DCDUL_CUDA=ON",
+        CMAKE, "-S", str(emulation.ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DCDUL_CUDA=ON",
         f"-DCMAKE_CUDA_COMPILER={ptxas_report.find_nvcc()}", f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
-    done = subprocess.run(configure, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        configure, capture_output=True, text=True, check=False, env=os.environ | {"PATH": TOOLS}
+    )
     assert done.returncode == 0, done.stderr
     asked = re.findall(r"code=\[([^\]]+)\]", (tmp_path / "build.ninja").read_text())
     codes = {code for group in asked for code in group.split(",")}
