@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 
 from cdul_fast import encoders, label_images
 from cdul_fast.config import LabelConfig
+from cdul_fast.run_log import peak_memory_mib
 from tests.cli.stub_label import create_stub
 
 
@@ -35,8 +35,7 @@ def main() -> None:
     start = time.perf_counter()
     label_images(config)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_memory_mib": peak}))
+    print(json.dumps({"seconds": seconds, "peak_memory_mib": peak_memory_mib()}))
 
 
 if __name__ == "__main__":

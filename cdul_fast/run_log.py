@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,11 @@ def logging_to(path: Path, config: LoggedSettings) -> Iterator[None]:
 
 def peak_memory_mib() -> float:
     """Largest resident size of this process so far."""
+    # Linux hands getrusage's maximum down through fork and exec: it may be that of whoever began this process.
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+        if found is not None:
+            return int(found[1]) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak) / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
