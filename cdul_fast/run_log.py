@@ -81,7 +81,7 @@ def logging_to(path: Path, config: LoggedSettings) -> Iterator[None]:
 
 def peak_memory_mib() -> float:
     """Largest resident size of this process so far."""
-    # Linux hands getrusage's maximum down through fork and exec: it may be that of whoever began this process.
+    # Linux hands getrusage's maximum down through fork and exec: it may be that of who began this process.
     with contextlib.suppress(OSError):
         found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
         if found is not None:
