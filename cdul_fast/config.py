@@ -261,7 +261,7 @@ class LabelConfig:
         None,
         "folder for converted models and text embeddings; without it the user's cache folder",
         group=_MODEL,
-        example="--cache-dir /tmp/cache",
+        example="--cache-dir cache/",
         free=True,
     )
 

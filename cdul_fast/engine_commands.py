@@ -86,7 +86,7 @@ class BuildConfig:
         None,
         "folder that keeps kernel timings between builds; without it the user's cache folder",
         group=_RUNNING,
-        example="--cache-dir /tmp/cache",
+        example="--cache-dir cache/",
     )
     log_level: Literal["debug", "info", "warning", "error"] = option(
         "info", "debug also shows tracebacks", group=_RUNNING, example="--log-level debug"

@@ -257,7 +257,7 @@ class TrainConfig:
         None,
         "folder for extracted features; without it features/ in --out",
         group=_OUTPUT,
-        example="--cache-dir /tmp/features",
+        example="--cache-dir cache/",
         free=True,
     )
 
