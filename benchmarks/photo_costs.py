@@ -22,8 +22,8 @@ from cdul_fast.data.decode import decode_photo
 from cdul_fast.data.journal import Row
 from cdul_fast.data.shard_work import Layout, RunState
 from cdul_fast.data.sources import open_source
+from cdul_fast.execution.work import ScoreSpec, ViewSpec, crop_views, score_views
 from cdul_fast.views import view_count, view_fits
-from cdul_fast.work import ScoreSpec, ViewSpec, crop_views, score_views
 
 CLASSES, DIM, PHOTOS, BLOCK = 80, 512, 1024, 32
 

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 import cdul_fast
+from cdul_fast.execution.run_log import versions
 from cdul_fast.progress import Progress
-from cdul_fast.run_log import versions
 
 
 class Clock(Progress):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cdul_fast import encoders, label_images
 from cdul_fast.config import LabelConfig
-from cdul_fast.run_log import peak_memory_mib
+from cdul_fast.execution.run_log import peak_memory_mib
 from tests.cli.stub_label import create_stub
 
 

@@ -17,7 +17,7 @@ from benchmarks.timing import Race, library_threads
 from cdul_fast import encoders
 from cdul_fast.config import LabelConfig
 from cdul_fast.data.sources import open_source
-from cdul_fast.work import ScoreSpec, ViewSpec, prepare_photo, score_views
+from cdul_fast.execution.work import ScoreSpec, ViewSpec, prepare_photo, score_views
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cdul_fast.cli import parse_config, run_main
-from cdul_fast.score_configs import CompareLabelsConfig
+from cdul_fast.scoring.score_configs import CompareLabelsConfig
 
 PROG = "python -m cdul_fast.compare_labels"
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     config = parse_config(CompareLabelsConfig, PROG, argv, positionals=("run",))
     from cdul_fast.data.truth import load_truth
-    from cdul_fast.label_comparison import compare_label_quality
+    from cdul_fast.scoring.label_comparison import compare_label_quality
     from cdul_fast.tables import show_result
 
     truth = load_truth(config.truth or "", split=config.split, difficult=config.difficult)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from cdul_fast.cli import option
 from cdul_fast.data.paths import one_line
-from cdul_fast.devices import check_device_name
 from cdul_fast.errors import ConfigError
+from cdul_fast.execution.devices import check_device_name
 
 _INPUT, _CLASSES, _VIEWS = "Input", "Classes and texts", "Views"
 _SCORES, _LABELS, _MODEL = "Scores", "Labels", "Model"

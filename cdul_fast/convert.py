@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cdul_fast.cli import parse_config, run_main
-from cdul_fast.score_configs import ConvertConfig
+from cdul_fast.scoring.score_configs import ConvertConfig
 
 PROG = "python -m cdul_fast.convert"
 
@@ -13,7 +13,7 @@ PROG = "python -m cdul_fast.convert"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     config = parse_config(ConvertConfig, PROG, argv, positionals=("run",))
-    from cdul_fast.conversion import convert_run
+    from cdul_fast.data.conversion import convert_run
 
     result = convert_run(
         config.run or "",

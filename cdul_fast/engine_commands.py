@@ -398,7 +398,7 @@ def _views(photos: str, model: Any, grid: int, limit: int) -> Floats:
     """Normalised views float32 [n * V, 3, S, S] of photos of a source, evenly spaced."""
     from cdul_fast.config import LabelConfig
     from cdul_fast.data.sources import open_source
-    from cdul_fast.readers import sample_views
+    from cdul_fast.execution.readers import sample_views
 
     settings = LabelConfig(source=photos, grid=grid, dry_run=True)
     found = sample_views(open_source(photos), settings, model, limit, _CALIBRATION_BYTES)

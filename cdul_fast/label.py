@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (docs/reliability.md lists them)."""
     config = parse_config(LabelConfig, "python -m cdul_fast.label", argv, ("source",), preset_fields)
     from cdul_fast import pipeline
-    from cdul_fast.session import too_many_failures
+    from cdul_fast.execution.session import too_many_failures
 
     if config.dry_run:
         print(pipeline.plan(config))

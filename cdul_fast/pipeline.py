@@ -20,13 +20,13 @@ from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.shard_work import Layout, writing
 from cdul_fast.data.sinks import write_texts
 from cdul_fast.data.source import Source, select_part
-from cdul_fast.devices import chosen_devices
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import Engine, available_cores
+from cdul_fast.execution.devices import chosen_devices
+from cdul_fast.execution.local_engine import Engine, available_cores
+from cdul_fast.execution.readers import sample_views
+from cdul_fast.execution.session import RunResult, Session, counts_of, engine_for, open_inputs
+from cdul_fast.execution.work import ScoreSpec, ViewSpec
 from cdul_fast.progress import MakeProgress, Progress
-from cdul_fast.readers import sample_views
-from cdul_fast.session import RunResult, Session, counts_of, engine_for, open_inputs
-from cdul_fast.work import ScoreSpec, ViewSpec
 
 if TYPE_CHECKING:
     from cdul_fast.prompts import ClassList
@@ -71,7 +71,7 @@ def label_images(config: LabelConfig, *, progress: MakeProgress = Progress) -> L
 
 
 def _label_on_devices(config: LabelConfig, devices: Sequence[str], start: float) -> LabelResult:
-    from cdul_fast.device_processes import label_on
+    from cdul_fast.execution.device_processes import label_on
 
     summary = label_on(config, devices)
     run = open_run(Path(config.out or ""))
@@ -201,7 +201,7 @@ class _LabelSession(Session[LabelConfig]):
 
     def engine_class(self, encoder: Any) -> type[Engine]:
         if self.config.engine == "ray":
-            from cdul_fast.ray_engine import RayEngine
+            from cdul_fast.execution.ray_engine import RayEngine
 
             return RayEngine
         return super().engine_class(encoder)

@@ -13,7 +13,7 @@ from cdul_fast.predict_config import PredictConfig
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, as label's (docs/reliability.md lists them)."""
     config = parse_config(PredictConfig, "python -m cdul_fast.predict", argv, ("model", "source"))
-    from cdul_fast.session import too_many_failures
+    from cdul_fast.execution.session import too_many_failures
     from cdul_fast.training.predicting import predict_photos
 
     # Pillow warns of odd EXIF and the like, once a file; what matters is in the row of the photo.

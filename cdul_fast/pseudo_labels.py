@@ -127,8 +127,8 @@ def select_labels(
 
     Softmax scores share one unit of mass, so no fixed number fits one confident class and five of them alike.
     Without ``threshold`` and ``top_k`` a photo gets every class that reaches half of its own best score;
-    :func:`cdul_fast.calibration.calibrate` finds thresholds per class from the scores of a whole run, which
-    is better and what a finished run uses.
+    :func:`cdul_fast.scoring.calibration.calibrate` finds thresholds per class from the scores of a whole run,
+    which is better and what a finished run uses.
 
     Args:
         scores: [N, C].

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cdul_fast.cli import parse_config, run_main
-from cdul_fast.score_configs import RelabelConfig
+from cdul_fast.scoring.score_configs import RelabelConfig
 
 PROG = "python -m cdul_fast.relabel"
 
@@ -13,7 +13,7 @@ PROG = "python -m cdul_fast.relabel"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     config = parse_config(RelabelConfig, PROG, argv, positionals=("run",))
-    from cdul_fast.relabelling import relabel_run
+    from cdul_fast.scoring.relabelling import relabel_run
     from cdul_fast.tables import plain
 
     result = relabel_run(

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cdul_fast import calibration
-from cdul_fast.calibration import calibrate
 from cdul_fast.data.run_dir import open_run
 from cdul_fast.data.truth import load_truth
-from cdul_fast.evaluation import match_truth
-from cdul_fast.metrics import set_scores
 from cdul_fast.pseudo_labels import EXTREMES_LAYOUT, LabelSettings, select_labels, soft_labels
+from cdul_fast.scoring import calibration
+from cdul_fast.scoring.calibration import calibrate
+from cdul_fast.scoring.evaluation import match_truth
+from cdul_fast.scoring.metrics import set_scores
 
 Scores = NDArray[np.float32]
 Sets = NDArray[np.bool_]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_check import gpu
 from benchmarks.gpu_check.report import Row, has_module, not_measured
 from benchmarks.gpu_check.stand_ins import SHAPES, Shape, build
-from cdul_fast.device_stream import CudaPlace
+from cdul_fast.execution.device_stream import CudaPlace
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # The least that RN50x64 is to reach of the measured matmul rate.

@@ -16,10 +16,10 @@ from benchmarks.gpu_check.report import Row, has_module, not_measured
 from benchmarks.gpu_check.stand_ins import SHAPES, Shape
 from cdul_fast.data.decode import Decoded
 from cdul_fast.data.shard_work import Batch
-from cdul_fast.device_engine import DeviceEngine
-from cdul_fast.local_engine import Stages, available_cores
+from cdul_fast.execution.device_engine import DeviceEngine
+from cdul_fast.execution.local_engine import Stages, available_cores
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec
 from cdul_fast.views import view_fits
-from cdul_fast.work import Prepared, ScoreSpec, ViewSpec
 
 VIEWS, CLASSES = 10, 80
 HEIGHT, WIDTH, DISTINCT = 375, 500, 64

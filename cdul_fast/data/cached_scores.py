@@ -19,8 +19,8 @@ from cdul_fast.data.sinks import FORMAT, VIEWS_OF_EXTREMES, ShardData, shard_nam
 from cdul_fast.data.sources import read_folder
 from cdul_fast.data.staging import new_folder
 from cdul_fast.errors import CdulError
-from cdul_fast.label_sets import choose_rule
 from cdul_fast.pseudo_labels import LabelSettings, names_of, soft_labels
+from cdul_fast.scoring.label_sets import choose_rule
 
 
 def from_cosines(

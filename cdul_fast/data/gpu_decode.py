@@ -17,7 +17,7 @@ from cdul_fast.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from cdul_fast.work import ViewSpec
+    from cdul_fast.execution.work import ViewSpec
 
 # Without interpolation chroma is up to 45 of 255 beside Pillow's (tests/unit/test_gpu_decode.py).
 _OPTIONS = ":fancy_upsampling=1"

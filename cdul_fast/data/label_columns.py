@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cdul_fast.data.run_dir import Run, Shard
 from cdul_fast.data.sinks import write_labels_table
-from cdul_fast.label_sets import LabelRule, choose_rule
 from cdul_fast.pseudo_labels import names_of, select_labels
+from cdul_fast.scoring.label_sets import LabelRule, choose_rule
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cdul_fast.cache import cache_root
 from cdul_fast.data.paths import show_path
-from cdul_fast.devices import check_device, cuda_works
 from cdul_fast.encoders.base import Encoder
 from cdul_fast.encoders.source import ENGINE_RECORD, TINY_DIR, ModelSource, find_model
 from cdul_fast.errors import ConfigError
+from cdul_fast.execution.devices import check_device, cuda_works
 from cdul_fast.presets import DEFAULT_MODEL, DEFAULT_PRETRAINED
 
 if TYPE_CHECKING:

@@ -85,7 +85,7 @@ class PhotoBatches:
         device: torch.device | None = None,
         channels_last: bool = False,
     ) -> None:
-        from cdul_fast.local_engine import available_cores
+        from cdul_fast.execution.local_engine import available_cores
 
         self.photos, self.size, self.mean, self.std = photos, size, mean, std
         self.seed, self.crop_scale, self.flip, self.fit = seed, crop_scale, flip, fit

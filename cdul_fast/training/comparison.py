@@ -21,7 +21,7 @@ from torch import Tensor
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import ConfigError
-from cdul_fast.run_log import versions
+from cdul_fast.execution.run_log import versions
 from cdul_fast.training.backbones import create_backbone
 from cdul_fast.training.compare_config import CompareConfig
 from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_photos, rescored, training_set

@@ -195,7 +195,7 @@ def _batches(
     threads: int | None,
 ) -> Any:
     """(start, [BATCH, 3, S, S] float32) in order; threads read and crop ahead of the consumer."""
-    from cdul_fast.local_engine import available_cores
+    from cdul_fast.execution.local_engine import available_cores
 
     ready: queue.Queue[tuple[int, np.ndarray] | BaseException | None] = queue.Queue(maxsize=2)
     stopped = threading.Event()

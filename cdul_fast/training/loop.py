@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdul_fast.metrics import average_precision
+from cdul_fast.scoring.metrics import average_precision
 from cdul_fast.training.batches import Batches
 from cdul_fast.training.distributed import World
 from cdul_fast.training.methods.base import Batch, Method, Output

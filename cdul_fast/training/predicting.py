@@ -16,12 +16,12 @@ from cdul_fast.encoders.base import check_shape, fingerprint, inner_batch
 from cdul_fast.encoders.openvino_clip import has_bf16
 from cdul_fast.encoders.openvino_passes import Passes, as_array
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import available_cores
+from cdul_fast.execution.local_engine import available_cores
+from cdul_fast.execution.session import RunResult, Session
+from cdul_fast.execution.work import AS_GIVEN, ScoreSpec, ViewSpec
 from cdul_fast.predict_config import PredictConfig
-from cdul_fast.session import RunResult, Session
 from cdul_fast.training.features import converted_for_cpu
 from cdul_fast.training.model_dir import Classifier, ModelInfo, load_classifier, read_info
-from cdul_fast.work import AS_GIVEN, ScoreSpec, ViewSpec
 
 if TYPE_CHECKING:
     from cdul_fast.data.manifest import Manifest

@@ -22,8 +22,8 @@ from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_dir import open_run
 from cdul_fast.data.sinks import replacing, write_json
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import available_cores
-from cdul_fast.run_log import logging_to, peak_memory_mib, versions
+from cdul_fast.execution.local_engine import available_cores
+from cdul_fast.execution.run_log import logging_to, peak_memory_mib, versions
 from cdul_fast.training.backbones import Backbone, create_backbone
 from cdul_fast.training.batches import Batches, PhotoBatches, StoredBatches
 from cdul_fast.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint, save_network

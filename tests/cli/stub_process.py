@@ -6,7 +6,8 @@ import sys
 
 from stub_label import create_stub
 
-from cdul_fast import encoders, label_process
+from cdul_fast import encoders
+from cdul_fast.execution import label_process
 
 if __name__ == "__main__":
     encoders.create_encoder = create_stub

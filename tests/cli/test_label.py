@@ -173,8 +173,8 @@ def test_labels_follow_threshold_and_top_k(label: Label, photos: Path, tmp_path:
 
 
 def test_default_labels_are_the_calibrated_ones(label: Label, photos: Path, tmp_path: Path) -> None:
-    from cdul_fast.calibration import calibrate
     from cdul_fast.pseudo_labels import names_of
+    from cdul_fast.scoring.calibration import calibrate
 
     assert label(photos, "--shard-size", "5") == 0
     run = cdul_fast.open_run(tmp_path / "run")

@@ -19,9 +19,10 @@ from photo_zoo import make_photos
 from stub_label import StubEncoder, create_stub
 
 import cdul_fast
-from cdul_fast import device_processes, devices, encoders, pipeline
+from cdul_fast import encoders, pipeline
 from cdul_fast.config import LabelConfig
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.execution import device_processes, devices
 
 HERE = Path(__file__).resolve().parent
 COMMAND = (sys.executable, str(HERE / "stub_process.py"))
@@ -110,7 +111,8 @@ def test_the_parent_ends_its_parts(work: Path) -> None:
     program = textwrap.dedent(
         """
         import sys
-        from cdul_fast import device_processes, pipeline
+        from cdul_fast import pipeline
+        from cdul_fast.execution import device_processes
         from cdul_fast.cli import run_main
         from cdul_fast.config import LabelConfig
 

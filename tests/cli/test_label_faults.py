@@ -96,7 +96,7 @@ def test_an_encoder_that_fails_on_everything(
 def test_photos_deleted_while_the_run_is_on(
     label: Label, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cdul_fast import session
+    from cdul_fast.execution import session
 
     opened = session.open_inputs
 

@@ -14,12 +14,13 @@ from label_runs import scores_of
 from photo_zoo import make_photos, make_zoo
 
 import cdul_fast
-from cdul_fast import pipeline, session
+from cdul_fast import pipeline
 from cdul_fast.config import LabelConfig
 from cdul_fast.data.gpu_decode import has_gpu_decoder
-from cdul_fast.device_engine import DeviceEngine
 from cdul_fast.encoders.torch_clip import TorchEncoder
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.execution import session
+from cdul_fast.execution.device_engine import DeviceEngine
 
 # The same products in another order, and lengths in float32 instead of float64.
 TOLERANCE = 1e-5
@@ -86,7 +87,7 @@ def test_it_equals_the_local_engine(label: Run, local: cdul_fast.Run) -> None:
 def test_photos_that_find_no_room_are_uploaded_too(
     label: Run, local: cdul_fast.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdul_fast.device_engine._SLOT_BYTES_A_PHOTO", 40_000)
+    monkeypatch.setattr("cdul_fast.execution.device_engine._SLOT_BYTES_A_PHOTO", 40_000)
     assert_same(label("run", device=True, zeta=0.05, lam=0.2), local)
 
 

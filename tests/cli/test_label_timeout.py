@@ -15,8 +15,9 @@ from label_runs import Label, scores_of
 from stub_label import StubEncoder
 
 import cdul_fast
-from cdul_fast import encoders, readers, work
+from cdul_fast import encoders
 from cdul_fast.data import source
+from cdul_fast.execution import readers, work
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import cdul_fast
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.pseudo_labels import AGGREGATORS
-from cdul_fast.relabelling import relabel_run
+from cdul_fast.scoring.relabelling import relabel_run
 
 PHOTOS = Path(cdul_fast.__file__).parent / "assets" / "demo" / "photos"
 # Embeddings are stored in float16: half a unit in the last place of 96 components stays below this on a

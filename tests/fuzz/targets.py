@@ -30,8 +30,8 @@ from cdul_fast.data.run_dir import open_run
 from cdul_fast.data.sinks import STATUSES
 from cdul_fast.data.truth import load_truth
 from cdul_fast.errors import CdulError
+from cdul_fast.execution.work import ViewSpec, crop_views
 from cdul_fast.prompts import load_classes
-from cdul_fast.work import ViewSpec, crop_views
 
 MAX_PIXELS = 1_000_000
 

@@ -110,7 +110,7 @@ def test_predictions_go_on_by_shard_and_refuse_other_settings(models, toy_run, t
 
 
 def test_evaluate_reads_predictions(models, toy_run, tmp_path):
-    from cdul_fast.evaluation import evaluate_run
+    from cdul_fast.scoring.evaluation import evaluate_run
 
     predict(models["frozen"], toy_run / "val", tmp_path / "p", report=False)
     result = evaluate_run(tmp_path / "p", toy_run / "val.csv")

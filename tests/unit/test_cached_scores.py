@@ -12,11 +12,11 @@ from cdul_fast import ops
 from cdul_fast.data import from_cosines, open_run
 from cdul_fast.data.truth import Truth
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.evaluation import evaluate_run
-from cdul_fast.label_comparison import compare_label_quality
-from cdul_fast.metrics import average_precision
-from cdul_fast.relabelling import relabel_run
-from cdul_fast.sweeps import sweep
+from cdul_fast.scoring.evaluation import evaluate_run
+from cdul_fast.scoring.label_comparison import compare_label_quality
+from cdul_fast.scoring.metrics import average_precision
+from cdul_fast.scoring.relabelling import relabel_run
+from cdul_fast.scoring.sweeps import sweep
 
 CLASSES = ["cat", "dog", "cup"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdul_fast import calibration
-from cdul_fast.calibration import Thresholds, calibrate
-from cdul_fast.label_sets import LabelRule, choose_rule, read_label_sets
-from cdul_fast.metrics import set_scores
 from cdul_fast.pseudo_labels import EXTREMES_LAYOUT, LabelSettings, select_labels, soft_labels
+from cdul_fast.scoring import calibration
+from cdul_fast.scoring.calibration import Thresholds, calibrate
+from cdul_fast.scoring.label_sets import LabelRule, choose_rule, read_label_sets
+from cdul_fast.scoring.metrics import set_scores
 
 
 def two_groups(seed: int = 0, photos: int = 400, classes: int = 8) -> tuple[np.ndarray, np.ndarray]:

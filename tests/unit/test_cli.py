@@ -14,7 +14,7 @@ from cdul_fast.cli import Terminated, build_parser, option, parse_config, run_ma
 from cdul_fast.config import LabelConfig
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.predict_config import PredictConfig
-from cdul_fast.score_configs import CompareLabelsConfig, EvaluateConfig, RelabelConfig
+from cdul_fast.scoring.score_configs import CompareLabelsConfig, EvaluateConfig, RelabelConfig
 from cdul_fast.training.comparison import CompareConfig
 from cdul_fast.training.config import TrainConfig
 from cdul_fast.training.exporting import ExportConfig

@@ -16,8 +16,8 @@ from s3_server import s3_bucket
 
 import cdul_fast
 from cdul_fast.cli import run_main
-from cdul_fast.conversion import convert_run
 from cdul_fast.convert import main
+from cdul_fast.data.conversion import convert_run
 from cdul_fast.data.truth import load_truth
 from cdul_fast.errors import CdulError, ConfigError
 
@@ -184,7 +184,7 @@ def test_fiftyone_reads_the_files(tmp_path: Path) -> None:
 
 def test_fiftyone_samples(tmp_path: Path) -> None:
     pytest.importorskip("fiftyone")
-    from cdul_fast.conversion import fiftyone_samples
+    from cdul_fast.data.conversion import fiftyone_samples
 
     run = make_run(tmp_path / "run", photos=6, config={"threshold": 0.15})
     opened = cdul_fast.open_run(run)

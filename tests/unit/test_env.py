@@ -74,6 +74,6 @@ def test_a_missing_native_module_is_described(monkeypatch: pytest.MonkeyPatch) -
 def test_the_peak_of_memory_is_not_that_of_the_process_before() -> None:
     """getrusage hands its maximum down through fork and exec."""
     fat = np.ones(100_000_000, np.float32)
-    code = "from cdul_fast.run_log import peak_memory_mib; print(peak_memory_mib())"
+    code = "from cdul_fast.execution.run_log import peak_memory_mib; print(peak_memory_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 5 < float(done.stdout) < 200 < fat.nbytes / (1 << 20)

@@ -14,10 +14,10 @@ from sklearn.metrics import average_precision_score
 import cdul_fast
 from cdul_fast.data.run_dir import open_run
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.evaluation import evaluate_run
-from cdul_fast.label_comparison import ZETAS, compare_label_quality
 from cdul_fast.pseudo_labels import LabelSettings, soft_labels
-from cdul_fast.sweeps import sweep
+from cdul_fast.scoring.evaluation import evaluate_run
+from cdul_fast.scoring.label_comparison import ZETAS, compare_label_quality
+from cdul_fast.scoring.sweeps import sweep
 
 
 @pytest.fixture(scope="module")

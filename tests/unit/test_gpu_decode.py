@@ -15,7 +15,7 @@ from PIL import Image
 
 from cdul_fast.data.gpu_decode import GpuDecoder, faster_decoder, fit_for_gpu, has_gpu_decoder
 from cdul_fast.errors import ConfigError
-from cdul_fast.work import ViewSpec
+from cdul_fast.execution.work import ViewSpec
 
 needs_library = pytest.mark.skipif(not has_gpu_decoder(), reason="needs nvImageCodec (extra [gpu])")
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from cdul_fast.halving import Halving, is_out_of_memory
+from cdul_fast.execution.halving import Halving, is_out_of_memory
 
 
 class Memory:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from cdul_fast.metrics import average_precision, set_scores
+from cdul_fast.scoring.metrics import average_precision, set_scores
 
 
 @pytest.mark.parametrize("kind", ["softmax", "cosines", "ties", "saturated"])

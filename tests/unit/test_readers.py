@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cdul_fast import readers
 from cdul_fast.errors import CdulError
-from cdul_fast.readers import Claim, ReaderThreads
-from cdul_fast.work import Prepared
+from cdul_fast.execution import readers
+from cdul_fast.execution.readers import Claim, ReaderThreads
+from cdul_fast.execution.work import Prepared
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def test_closing_drops_what_has_not_begun_and_ends_the_threads() -> None:
 
 def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     code = (
-        "import threading; from cdul_fast.readers import ReaderThreads\n"
+        "import threading; from cdul_fast.execution.readers import ReaderThreads\n"
         "threads = ReaderThreads(1, timeout=0.05)\n"
         "print(threads.result(threads.submit(lambda claim: threading.Event().wait())).status)"
     )

@@ -16,7 +16,7 @@ from cdul_fast.cli import parse_config, run_main
 from cdul_fast.config import LabelConfig
 from cdul_fast.data import from_cosines
 from cdul_fast.data.datasets import VOC_CLASSES
-from cdul_fast.label_comparison import PUBLISHED
+from cdul_fast.scoring.label_comparison import PUBLISHED
 from cdul_fast.training.comparison import CompareConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -13,7 +13,6 @@ from run_factory import CLASSES, make_run
 from safetensors.numpy import save_file
 
 import cdul_fast
-from cdul_fast import relabelling
 from cdul_fast.data.label_columns import settle_labels
 from cdul_fast.data.lock import locked
 from cdul_fast.data.run_dir import Run, open_run
@@ -21,7 +20,8 @@ from cdul_fast.data.staging import replaced_files
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.prompts import ClassList
 from cdul_fast.pseudo_labels import AGGREGATORS, LabelSettings, names_of, select_labels, soft_labels
-from cdul_fast.relabelling import relabel_run
+from cdul_fast.scoring import relabelling
+from cdul_fast.scoring.relabelling import relabel_run
 
 FAILURES = (
     ("a broken one.jpg", "decode_error", "image file is truncated"),

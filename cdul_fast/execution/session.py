@@ -33,10 +33,10 @@ from cdul_fast.data.sinks import FORMAT, info_name, part_prefix, remove_temporar
 from cdul_fast.data.source import Source, select_part
 from cdul_fast.data.sources import open_source
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import Engine, Stages, available_cores
+from cdul_fast.execution.local_engine import Engine, Stages, available_cores
+from cdul_fast.execution.run_log import logging_to, peak_memory_mib, versions
+from cdul_fast.execution.work import ScoreSpec, ViewSpec
 from cdul_fast.progress import MakeProgress, Progress
-from cdul_fast.run_log import logging_to, peak_memory_mib, versions
-from cdul_fast.work import ScoreSpec, ViewSpec
 
 if TYPE_CHECKING:
     from cdul_fast.config import LabelConfig
@@ -405,7 +405,7 @@ class Session(ABC, Generic[Settings]):
 def engine_for(encoder: Any) -> type[Engine]:
     """The engine that an encoder works best with."""
     if getattr(encoder, "device", None) is not None and encoder.device.type == "cuda":
-        from cdul_fast.device_engine import DeviceEngine
+        from cdul_fast.execution.device_engine import DeviceEngine
 
         return DeviceEngine
     return Engine

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cdul_fast import ops
-from cdul_fast.device_stream import Place
 from cdul_fast.encoders.base import unit_rows
-from cdul_fast.local_engine import Encoded
+from cdul_fast.execution.device_stream import Place
+from cdul_fast.execution.local_engine import Encoded
+from cdul_fast.execution.work import ScoreSpec, ViewSpec
 from cdul_fast.views import view_boxes
-from cdul_fast.work import ScoreSpec, ViewSpec
 
 # Photos of a batch start at multiples of this in the upload memory.
 _ALIGNMENT = 256

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.truth import Truth, load_truth
 from cdul_fast.errors import ConfigError
-from cdul_fast.evaluation import match_truth
-from cdul_fast.metrics import average_precision
 from cdul_fast.pseudo_labels import AGGREGATORS, available_aggregators
 from cdul_fast.run_settings import run_settings
-from cdul_fast.sweeps import ok_paths, sweep
+from cdul_fast.scoring.evaluation import match_truth
+from cdul_fast.scoring.metrics import average_precision
+from cdul_fast.scoring.sweeps import ok_paths, sweep
 from cdul_fast.tables import TableResult, optional, shorten
 
 # Zero-shot CLIP: the cosine of the whole photo as it is, without the softmax that makes classes compete.

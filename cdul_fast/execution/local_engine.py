@@ -26,9 +26,9 @@ from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
 from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
-from cdul_fast.halving import Halving
-from cdul_fast.readers import Claim, ReaderThreads, Reading
-from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
+from cdul_fast.execution.halving import Halving
+from cdul_fast.execution.readers import Claim, ReaderThreads, Reading
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
 
 if TYPE_CHECKING:
     from cdul_fast.config import LabelConfig

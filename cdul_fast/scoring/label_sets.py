@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdul_fast.calibration import Thresholds, calibrate, sampled_rows
 from cdul_fast.pseudo_labels import select_labels
+from cdul_fast.scoring.calibration import Thresholds, calibrate, sampled_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.truth import Truth, load_truth
 from cdul_fast.errors import CdulError
-from cdul_fast.evaluation import match_truth
-from cdul_fast.metrics import average_precision
 from cdul_fast.pseudo_labels import LabelSettings, soft_labels
 from cdul_fast.run_settings import run_settings
+from cdul_fast.scoring.evaluation import match_truth
+from cdul_fast.scoring.metrics import average_precision
 from cdul_fast.tables import TableResult
 
 

@@ -31,10 +31,10 @@ from cdul_fast.data.sinks import (
 )
 from cdul_fast.data.staging import new_folder, replaced_files
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.label_sets import LabelRule, choose_rule
 from cdul_fast.prompts import ClassList, class_embeddings, load_classes
 from cdul_fast.pseudo_labels import LabelSettings, soft_labels
 from cdul_fast.run_settings import run_settings
+from cdul_fast.scoring.label_sets import LabelRule, choose_rule
 from cdul_fast.tables import TableResult, shorten
 
 # Cosine between embeddings of one text by two backends or precisions of the same weights: bf16 gives 0.9999.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.truth import Alignment, Truth, align, load_truth, match_classes, target_matrix
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.label_sets import read_label_sets
-from cdul_fast.metrics import SetScores, average_precision, set_scores
+from cdul_fast.scoring.label_sets import read_label_sets
+from cdul_fast.scoring.metrics import SetScores, average_precision, set_scores
 from cdul_fast.tables import TableResult, optional, shorten
 
 

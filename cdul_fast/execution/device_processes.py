@@ -25,7 +25,7 @@ from cdul_fast.data.lock import locked
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_removal import delete_run
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import available_cores
+from cdul_fast.execution.local_engine import available_cores
 from cdul_fast.progress import Progress
 
 # A part that was told to end flushes its journal first; one that hangs in a driver never does.
@@ -92,7 +92,7 @@ def label_on(
     Args:
         config: The settings of the whole run.
         devices: One a process, as ``--device`` names single ones.
-        command: What starts a process; by default ``python -m cdul_fast.label_process``.
+        command: What starts a process; by default ``python -m cdul_fast.execution.label_process``.
 
     Raises:
         ConfigError: The source is standard input, or all parts refuse the settings.
@@ -102,7 +102,7 @@ def label_on(
     if config.list == "-":
         raise ConfigError("--list - cannot be read by several processes: save the list to a file")
     if command is None:
-        command = (sys.executable, "-m", "cdul_fast.label_process")
+        command = (sys.executable, "-m", "cdul_fast.execution.label_process")
     messages: queue.Queue[tuple[_Part, dict[str, Any] | None]] = queue.Queue()
     parts: list[_Part] = []
     # Each part would try both decoders for itself, while the others work, and might choose another.

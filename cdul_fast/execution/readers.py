@@ -23,7 +23,7 @@ import numpy as np
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
-from cdul_fast.work import Prepared, ViewSpec, prepare_photo
+from cdul_fast.execution.work import Prepared, ViewSpec, prepare_photo
 
 if TYPE_CHECKING:
     from cdul_fast.config import LabelConfig

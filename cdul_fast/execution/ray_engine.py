@@ -28,9 +28,9 @@ from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, Layout
 from cdul_fast.data.source import Reader, Source
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.local_engine import Encoded, Engine
-from cdul_fast.readers import Claim, ReaderThreads
-from cdul_fast.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
+from cdul_fast.execution.local_engine import Encoded, Engine
+from cdul_fast.execution.readers import Claim, ReaderThreads
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
 
 if TYPE_CHECKING:
     from cdul_fast.config import LabelConfig
@@ -76,7 +76,7 @@ class Recipe:
 
 
 class RayEngine(Engine):
-    """`cdul_fast.local_engine.Engine` over a cluster; the same arguments, the same results."""
+    """`cdul_fast.execution.local_engine.Engine` over a cluster; the same arguments, the same results."""
 
     def __init__(self, config: LabelConfig, encoder: Any, *given: Any, **named: Any) -> None:
         super().__init__(config, encoder, *given, **named)

@@ -16,13 +16,13 @@ from cdul_fast.data.decode import Decoded, PhotoProblem, decode_photo
 from cdul_fast.data.gpu_decode import GpuDecoder, fit_for_gpu
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
-from cdul_fast.device_passes import DevicePasses, UploadSlot
-from cdul_fast.device_stream import place_for
 from cdul_fast.errors import CdulError
-from cdul_fast.halving import is_out_of_memory
-from cdul_fast.local_engine import Encoded, Engine, Stages
-from cdul_fast.readers import Claim, ReaderThreads, Reading
-from cdul_fast.work import Prepared, ScoreSpec, ViewSpec
+from cdul_fast.execution.device_passes import DevicePasses, UploadSlot
+from cdul_fast.execution.device_stream import place_for
+from cdul_fast.execution.halving import is_out_of_memory
+from cdul_fast.execution.local_engine import Encoded, Engine, Stages
+from cdul_fast.execution.readers import Claim, ReaderThreads, Reading
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec
 
 # Upload memory of a batch: four MiB a photo hold 1.4 megapixels; larger photos take a neighbour's room, or
 # the slower way.

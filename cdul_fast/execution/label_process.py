@@ -1,7 +1,7 @@
 """One of the processes of a run over several devices: a part of the source on one device.
 
-Started by `cdul_fast.device_processes`: the settings come as JSON on standard input, messages go as JSON
-lines to standard output, everything else to standard error.
+Started by `cdul_fast.execution.device_processes`: the settings come as JSON on standard input, messages go as
+JSON lines to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
