@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ LIBRARIES = (
 )  # fmt: skip
 
 
+# What a run of the suite itself writes; the figures come from the rest of the tree.
+OWN_OUTPUT = (":!benchmarks/results", ":!*.md")
+COMMIT = pytest.StashKey[dict[str, Any]]()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="fewer rounds and the short cases only")
 
@@ -38,6 +44,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COMMIT] = commit_info(ROOT)
+
+
+def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, Any]:
+    """The commit that the run began with, not that of its end."""
+    return config.stash[COMMIT]
+
+
+def commit_info(root: Path) -> dict[str, Any]:
+    """Commit, its time, and whether tracked files differ from it, but for what the suite writes."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *OWN_OUTPUT)
+        return {
+            "id": git("rev-parse", "HEAD"),
+            "time": git("show", "-s", "--format=%cI"),
+            "dirty": bool(changed),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"id": "unknown", "time": None, "dirty": False}
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

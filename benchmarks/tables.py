@@ -1,5 +1,7 @@
 """Turns ``benchmarks/results/cpu.json``, and parts beside it (``cpu-*.json``), into Markdown tables.
 
+Parts come from calls of single modules; what two of them measured is taken from the later one.
+
 ``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
 ``<!-- /bench -->`` in ``benchmarks/README.md`` and ``README.md``; NAME is ``all``, ``summary`` (rows with a
 target), or a test's module such as ``crops``.
@@ -19,37 +21,46 @@ MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", 
 
 def main() -> None:
     """Rewrites the marked parts of both files."""
-    record, *more = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("cpu*.json")))
-    record["benchmarks"] += [bench for part in more for bench in part["benchmarks"]]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("cpu*.json")]
     for path in (ROOT / "benchmarks" / "README.md", ROOT / "README.md"):
-        text = path.read_text()
-        path.write_text(MARKED.sub(lambda m: m[1] + section(record, m["name"]) + m[3], text))
+        path.write_text(filled(path.read_text(), records))
 
 
-def section(record: dict[str, Any], name: str) -> str:
-    """The tables of one module, or of all with the machine above them."""
+def filled(text: str, records: list[dict[str, Any]]) -> str:
+    """The text with the tables of these records between its markers."""
+    records = sorted(records, key=lambda record: str(record["datetime"]))
+    return MARKED.sub(lambda m: m[1] + section(records, m["name"]) + m[3], text)
+
+
+def section(records: list[dict[str, Any]], name: str) -> str:
+    """The tables of one module, or of all with the machine above them; records in order of date."""
+    latest = {bench["fullname"]: bench for record in records for bench in record["benchmarks"]}
     by_module: dict[str, list[dict[str, Any]]] = {}
-    for bench in record["benchmarks"]:
+    for bench in latest.values():
         module = re.search(r"test_(\w+)\.py", bench["fullname"])
         by_module.setdefault(module[1] if module else "other", []).append(bench)
     if name == "summary":
-        aimed = [bench for bench in record["benchmarks"] if bench["extra_info"].get("targets")]
-        return "\n" + table(aimed, only_targets=True) + "\n" + machine(record)
+        aimed = [bench for bench in latest.values() if bench["extra_info"].get("targets")]
+        return "\n" + table(aimed, only_targets=True) + "\n" + machine(records)
     if name != "all":
-        return "\n" + table(by_module.get(name, [])) + "\n" + machine(record)
-    parts = [machine(record)]
+        return "\n" + table(by_module.get(name, [])) + "\n" + machine(records)
+    parts = [machine(records)]
     parts += [f"### {module}\n\n{table(benches)}" for module, benches in by_module.items()]
     return "\n" + "\n".join(parts) + "\n"
 
 
-def machine(record: dict[str, Any]) -> str:
-    """One line on where and how the figures were taken."""
+def machine(records: list[dict[str, Any]]) -> str:
+    """Where and how the figures were taken: a paragraph a machine and commit, mostly one."""
+    return "\n\n".join(dict.fromkeys(_machine(record) for record in records)) + "\n"
+
+
+def _machine(record: dict[str, Any]) -> str:
     info, commit = record["machine_info"], record["commit_info"]
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return (
         f"{info['cores']} cores of {info['processor']} ({info['cpu_level']}), Python {info['python']}; "
         f"commit {commit['id'][:10]}{' with changes' if commit['dirty'] else ''}, {record['datetime'][:10]}; "
-        f"{versions}.\n"
+        f"{versions}."
     )
 
 
