@@ -73,9 +73,9 @@ lower:
 	  tests/ops/test_crop_resize_calls.py tests/unit/test_data_*.py tests/unit/test_cli.py tests/unit/test_encoders.py \
 	  tests/cli/test_label.py tests/cli/test_label_resume.py tests/cli/test_label_tiny.py
 
-# Known weaknesses of the newest versions; asks PyPI.
+# Known weaknesses of all packages in the environment; asks PyPI, and says so where it cannot.
 audit: $(VENV)/.dev
-	$(PY) -m pip_audit --requirement tests/requirements-upper.txt
+	$(PY) -m scripts.audit
 
 # Memory, open files and threads over 200,000 inputs; see docs/reliability.md.
 soak: $(VENV)/.installed

@@ -30,13 +30,21 @@ class Hang(Exception):
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise `Hang` in the block when it takes too long; in the main thread."""
+    """Raise `Hang` in the block when it takes too long; in the main thread.
 
-    def end(signum: int, frame: FrameType | None) -> None:
-        raise Hang(f"an input took more than {HANG_SECONDS} s")
+    Seconds are counted one by one, so that those in which the process was stopped do not count: a machine
+    that was suspended is no slow parser.
+    """
+    left = HANG_SECONDS
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+    def tick(signum: int, frame: FrameType | None) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise Hang(f"an input took more than {HANG_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
     try:
         yield
     finally:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from cdul_fast.cli import run_main
 from cdul_fast.errors import CdulError, ConfigError
+from cdul_fast.predict import main
 from cdul_fast.training.config import TrainConfig
 from cdul_fast.training.exporting import ExportConfig, export_model
 from cdul_fast.training.features import load_photo
@@ -142,6 +144,12 @@ def test_an_export_that_differs_is_not_written(models, tmp_path, monkeypatch):
             ExportConfig(model=str(models["frozen"]), format="openvino", out=str(tmp_path / "m.xml"))
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_predict_has_no_ray_engine(capsys):
+    assert run_main(main, ["model/", "photos/", "--out", "p", "--engine", "ray"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unrecognized arguments: --engine ray") and error.count("\n") == 1
 
 
 def test_no_model_is_one_clear_line(tmp_path):
