@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shlex
@@ -26,6 +27,17 @@ def test_links_lead_somewhere(page: str) -> None:
         assert link.startswith("https://") or (DOCS / link).exists(), link
     for name in re.findall(r"`((?:tests|scripts|benchmarks)/[^`\s]+)`", text):
         assert (DOCS.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_that_are_named_exist(page: str) -> None:
+    """A promise whose test was renamed or removed would have nothing behind it."""
+    files = (DOCS.parent / "tests").rglob("test_*.py")
+    existing = {
+        name for file in files for name in re.findall(r"^ *def (test_\w+)", file.read_text("utf-8"), re.M)
+    }
+    for named in re.findall(r"`(test_[\w*]+)`", (DOCS / page).read_text("utf-8")):
+        assert fnmatch.filter(existing, named), named
 
 
 def test_figures_are_small() -> None:
