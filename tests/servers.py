@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
 import threading
 import time
 from collections import Counter
@@ -39,7 +40,7 @@ class FileServer:
         self.hits[path] += 1
         time.sleep(self.delays.get(path, 0.0))
         if path in self.held:
-            self.released.wait(60)
+            self.released.wait(600)
         if self.failures.get(path, 0) > 0:
             self.failures[path] -= 1
             handler.send_error(503)
@@ -65,8 +66,13 @@ class FileServer:
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[FileServer]:
-    """A `FileServer` of a folder for as long as the block runs."""
+def serve(folder: Path, certificate: Path | None = None) -> Iterator[FileServer]:
+    """A `FileServer` of a folder for as long as the block runs.
+
+    Args:
+        folder: What it serves.
+        certificate: A PEM file with a key and a certificate for localhost; with it the server speaks HTTPS.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -87,6 +93,11 @@ def serve(folder: Path) -> Iterator[FileServer]:
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     files = FileServer(folder, server.server_address[1])
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        files.url = files.url.replace("http://127.0.0.1", "https://localhost")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from gs_server import gs_bucket
 from PIL import Image
 from run_factory import CLASSES, make_run
 from s3_server import s3_bucket
@@ -135,13 +136,14 @@ def test_parquet_to_a_folder(run: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "_run.json").read_text())["classes"] == list(CLASSES)
 
 
-def test_parquet_to_s3(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3_bucket("results", {}, monkeypatch) as url:
+@pytest.mark.parametrize("server", [s3_bucket, gs_bucket])
+def test_parquet_to_a_bucket(run: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server("results", {}, monkeypatch) as url:
         assert run_main(main, [str(run), "--to", "parquet", "--out", f"{url}/deep/run"]) == 0
-        import s3fs
+        import fsspec
 
-        system = s3fs.S3FileSystem()
-        names = system.ls("results/deep/run")
+        system = fsspec.filesystem(url.partition(":")[0])
+        names = system.ls("results/deep/run", detail=False)
         assert [name.rpartition("/")[2] for name in names] == [
             "_run.json",
             *(f"labels-{i:05d}.parquet" for i in range(3)),

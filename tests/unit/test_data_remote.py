@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from gs_server import gs_bucket
 from s3_server import folder_files, s3_bucket
 from servers import FileServer, serve
 
@@ -55,9 +60,9 @@ def http(files: Path) -> Iterator[FileServer]:
         yield server
 
 
-@pytest.fixture
-def s3(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3_bucket("bucket", folder_files(files), monkeypatch) as url:
+@pytest.fixture(params=[s3_bucket, gs_bucket])
+def bucket(request: pytest.FixtureRequest, files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with request.param("bucket", folder_files(files), monkeypatch) as url:
         yield url
 
 
@@ -96,28 +101,54 @@ def check_archives_and_tables(base: str) -> None:
     assert (missing.status, "no such file" in missing.error) == ("missing", True)
 
 
-def test_s3(s3: str) -> None:
-    source = open_source(f"{s3}/photos")
+def test_a_bucket(bucket: str) -> None:
+    source = open_source(f"{bucket}/photos")
     assert list(source.names) == ["a/one.jpg", "a/two words.png", "b.JPG", "empty.jpg"]
-    assert (source.place, source.read(1)) == (f"{s3}/photos", b"photo a/two words.png")
+    assert (source.place, source.read(1)) == (f"{bucket}/photos", b"photo a/two words.png")
     assert problem(source, 3).status == "decode_error"
-    assert list(open_source(f"{s3}/photos/a/*.jpg").names) == ["one.jpg"]
-    assert contents(open_source(f"{s3}/photos/b.JPG")) == [b"photo b.JPG"]
-    assert len(open_source(f"{s3}/*.tar")) == 6
-    check_archives_and_tables(s3)
+    assert list(open_source(f"{bucket}/photos/a/*.jpg").names) == ["one.jpg"]
+    assert contents(open_source(f"{bucket}/photos/b.JPG")) == [b"photo b.JPG"]
+    assert len(open_source(f"{bucket}/*.tar")) == 6
+    check_archives_and_tables(bucket)
 
 
-def test_s3_that_is_not_there(s3: str) -> None:
-    for url in (f"{s3}/none.tar", f"{s3}/none.parquet"):
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    for url in (f"{bucket}/none.tar", f"{bucket}/none.parquet"):
         with pytest.raises(CdulError, match="no such file"):
             open_source(url)
     with pytest.raises(CdulError, match=r"no such file|not exist"):
-        open_source("s3://no-such-bucket/photos")
+        open_source(bucket.replace("bucket", "no-such-bucket/photos"))
 
 
 def test_http(http: FileServer) -> None:
     check_archives_and_tables(http.url)
     assert contents(open_source(f"{http.url}/photos/b.JPG")) == [b"photo b.JPG"]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_https(files: Path, tmp_path: Path, root: Path) -> None:
+    """Only a server whose certificate is trusted is read from."""
+    key, certificate, both = (tmp_path / name for name in ("key.pem", "certificate.pem", "both.pem"))
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    make += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    make += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    both.write_bytes(key.read_bytes() + certificate.read_bytes())
+    code = (
+        "import sys; from cdul_fast.data.remote import Remote\n"
+        "from cdul_fast.data.sources import open_source\n"
+        "print(open_source(sys.argv[1], remote=Remote(retries=0)).read(0))"
+    )
+    with serve(files, both) as server:
+        asked = [sys.executable, "-c", code, f"{server.url}/photos/b.JPG"]
+        for trusted, answer in ((certificate, "b'photo b.JPG'\n"), (key, "")):
+            # Read when the client is loaded, hence another process.
+            environment = {**os.environ, "SSL_CERT_FILE": str(trusted)}
+            done = subprocess.run(
+                asked, cwd=root, env=environment, capture_output=True, text=True, timeout=60
+            )
+            assert done.stdout == answer, done.stderr
+        assert "CERTIFICATE_VERIFY_FAILED" in done.stderr
 
 
 def test_a_list_of_urls_and_files(http: FileServer, files: Path, tmp_path: Path) -> None:
