@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.timeout(900))  # the tests' own limit is for tests
     if config.getoption("--quick"):
         kept = [item for item in items if not item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
@@ -122,6 +126,13 @@ def rounds(request: pytest.FixtureRequest) -> Any:
     """``rounds(n)``: n, or a third of it (at least 3) with ``--quick``."""
     quick = request.config.getoption("--quick")
     return lambda count: max(3, count // 3) if quick else count
+
+
+@pytest.fixture
+def model_cache() -> Iterator[Path]:
+    """Where converted models lie during one test: gigabytes, so pytest is not to keep them."""
+    with tempfile.TemporaryDirectory(prefix="cdul-bench-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,10 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return round(float(np.mean(rows)), 4)
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16", pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp32", marks=pytest.mark.slow)],
+)
 def test_against_users_loops(
     race: Race, rounds: Any, weights: Path, photo_paths: list[Path],
     tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch,
@@ -121,19 +124,20 @@ def test_against_users_loops(
 
     with library_threads(THREADS):
         ours()  # converts and loads the model, as a first run does
-        exact = loop(rivals.plain, model)()
-        strong = loop(rivals.strong, fast)()
+        loops = {"plain": loop(rivals.plain, model)}
+        exact = loops["plain"]()
+        results = {"label": _scores(tmp_path / "ours")}
+        if precision == "bf16":
+            loops["strong"] = loop(rivals.strong, fast)
+            results["strong"] = loops["strong"]()
         agreement = {
             name: {
                 "largest score difference": round(float(np.abs(scores - exact).max()), 5),
                 "rank correlation": _rank_correlation(scores, exact),
             }
-            for name, scores in (("label", _scores(tmp_path / "ours")), ("strong", strong))
+            for name, scores in results.items()
         }
         targets = {"bf16": {"plain": 2.2, "strong": 1.12}, "int8": {"plain": 3.6}}.get(precision, {})
-        loops = {"plain": loop(rivals.plain, model)}
-        if precision == "bf16":
-            loops["strong"] = loop(rivals.strong, fast)
         race.run(
             ours,
             loops,
