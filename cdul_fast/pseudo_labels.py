@@ -184,7 +184,8 @@ def temper(scores: NDArray[np.float32], power: float) -> NDArray[np.float32]:
         [N, C], each row summing to one (a row of zeros becomes uniform).
     """
     # The smallest normal float32 stands in for a zero, whose logarithm would not survive the power.
-    logs = np.log(np.maximum(scores, np.float32(np.finfo(np.float32).tiny)))
+    logs = np.maximum(scores, np.float32(np.finfo(np.float32).tiny))
+    np.log(logs, out=logs)
     logs *= np.float32(power)
     logs -= logs.max(axis=1, keepdims=True, initial=-np.inf)
     np.exp(logs, out=logs)

@@ -23,6 +23,8 @@ import numpy as np
 
 _HEADER = struct.Struct("<QI")
 _SECONDS_BETWEEN_WRITES = 0.5
+# What is held back is copied to be written: no more than so many rows, however fast they come.
+_MOST_PENDING = 128
 
 
 @dataclasses.dataclass
@@ -57,7 +59,7 @@ class Journal:
     def append(self, rows: Sequence[tuple[int, Row]]) -> None:
         """Add rows by their number in the shard; rows of one call are kept together or lost together."""
         self._pending += rows
-        if time.monotonic() - self._last >= _SECONDS_BETWEEN_WRITES:
+        if len(self._pending) >= _MOST_PENDING or time.monotonic() - self._last >= _SECONDS_BETWEEN_WRITES:
             self.flush()
 
     def flush(self) -> None:
@@ -67,11 +69,12 @@ class Journal:
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._descriptor = os.open(self._path, flags, 0o644)
-            record = memoryview(_HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
             # No fsync: what is written outlives the process, and waiting for the disk twice a second is not
             # worth the half shard that a power cut may cost.
-            while record:
-                record = record[os.write(self._descriptor, record) :]
+            for part in (_HEADER.pack(len(payload), zlib.crc32(payload)), payload):
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
             self._pending = []
         self._last = time.monotonic()
 
@@ -97,7 +100,8 @@ def _pack(rows: Sequence[tuple[int, Row]]) -> bytes:
         if arrays and arrays[0] is not None:
             tensors[key] = np.stack(arrays)
     texts = [[row.path, row.status, row.error, row.width, row.height] for _, row in rows]
-    return bytes(save(tensors, {"rows": json.dumps(texts, ensure_ascii=False)}))
+    payload: bytes = save(tensors, {"rows": json.dumps(texts, ensure_ascii=False)})
+    return payload
 
 
 def _unpack(payload: bytes) -> list[tuple[int, Row]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdul_fast.data.run_dir import Run, Shard
-from cdul_fast.data.sinks import write_labels_table
+from cdul_fast.data.sinks import release_unused_memory, write_labels_table
 from cdul_fast.pseudo_labels import names_of, select_labels
 from cdul_fast.scoring.label_sets import LabelRule, choose_rule
 
@@ -95,14 +95,13 @@ def settle_labels(
     Returns:
         What run.json keeps under ``thresholds``.
     """
-    import pyarrow as pa
-
     count = len(run.classes)
-    pool = pa.default_memory_pool()
+    release_unused_memory()
 
     def scores_of(index: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        pool.release_unused()
-        return stored_scores(run.shards[index].table(["scores"]), count)[rows]
+        scores = stored_scores(run.shards[index].table(["scores"]), count)[rows]
+        release_unused_memory()
+        return scores
 
     photos = [int(ok_rows(shard.table(["status"])).sum()) for shard in run.shards]
     rule = choose_rule(
@@ -111,12 +110,12 @@ def settle_labels(
     if rule.thresholds is not None:
         for shard in run.shards:
             _settle_shard(run, shard, rule)
-            pool.release_unused()
     return rule.to_json(run.classes)
 
 
 def _settle_shard(run: Run, shard: Shard, rule: LabelRule) -> None:
     table = shard.table()
+    release_unused_memory()  # reading took several times what it gave
     chosen = rule.select(stored_scores(table, len(run.classes)))
     labels = label_column(ok_rows(table), chosen, run.classes)
     if table["labels"].combine_chunks().equals(labels):

@@ -45,15 +45,16 @@ class Shard:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(
-                self.labels_path,
-                columns=None if columns is None else list(columns),
-                partitioning=None,
-                page_checksum_verification=True,
-            )
+            # One file on this thread: `read_table` would load Arrow's data sets and keep a heap a thread.
+            with (
+                self.labels_path.open("rb") as raw,
+                pq.ParquetFile(raw, page_checksum_verification=True, pre_buffer=False) as file,
+            ):
+                table = file.read(use_threads=False, columns=None if columns is None else list(columns))
+            table = table if columns is None else table.select(list(columns))
             list(table.schema.names)  # names that are no UTF-8 fail here, not in whoever asks for them
             return table
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        except (OSError, KeyError, pa.ArrowException, UnicodeDecodeError) as error:
             raise _damaged(self.labels_path, error) from None
 
     def cosines(self) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,19 @@ from cdul_fast.data.journal import Journal, Row, journal_path, read_journal
 from cdul_fast.data.manifest import shard_table_if_sound
 from cdul_fast.data.paths import show_path
 from cdul_fast.data.run_dir import Shard
-from cdul_fast.data.sinks import ShardData, labels_path, shard_name, views_path, write_shard
+from cdul_fast.data.sinks import (
+    ShardData,
+    labels_path,
+    release_unused_memory,
+    shard_name,
+    views_path,
+    write_shard,
+)
 from cdul_fast.data.source import Source
 from cdul_fast.errors import CdulError
 
 # Scores [n, C] -> the label names of each row.
 LabelRule = Callable[[np.ndarray], list[list[str]]]
-
-
-@dataclasses.dataclass
-class ShardWork:
-    """One shard in the making; row numbers count from its start."""
-
-    name: str
-    start: int
-    stop: int
-    rows: dict[int, Row]
-    journal: Journal
-
-    @property
-    def pending(self) -> list[int]:
-        """Row numbers still to be done, ascending."""
-        return [number for number in range(self.stop - self.start) if number not in self.rows]
-
-
-@dataclasses.dataclass
-class Batch:
-    """Rows encoded together."""
-
-    work: ShardWork
-    rows: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +47,52 @@ class Layout:
     dim: int | None
     shard_size: int
     part: tuple[int, int] | None
+
+
+@dataclasses.dataclass
+class ShardWork:
+    """One shard in the making; row numbers count from its start."""
+
+    name: str
+    start: int
+    stop: int
+    layout: Layout
+    journal: Journal
+    rows: dict[int, Row] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Arrays of all rows by their field in `Row`, made when the first one comes."""
+        rows, classes, views = self.stop - self.start, len(self.layout.classes), self.layout.views
+        columns = {
+            "scores": np.empty((rows, classes), np.float32),
+            "cosines": np.empty((rows, views, classes), np.float32),
+        }
+        if self.layout.dim is not None:
+            columns["embeddings"] = np.empty((rows, views, self.layout.dim), np.float16)
+        return columns
+
+    def take(self, rows: Iterable[tuple[int, Row]]) -> None:
+        """Keep finished rows; their arrays move to their places in those of the whole shard."""
+        for number, row in rows:
+            self.rows[number] = row
+            if row.status == "ok":
+                for field, column in self.columns.items():
+                    column[number] = getattr(row, field)
+                    setattr(row, field, column[number])
+
+    @property
+    def pending(self) -> list[int]:
+        """Row numbers still to be done, ascending."""
+        return [number for number in range(self.stop - self.start) if number not in self.rows]
+
+
+@dataclasses.dataclass
+class Batch:
+    """Rows encoded together."""
+
+    work: ShardWork
+    rows: Sequence[int]
 
 
 class RunState:
@@ -183,7 +213,10 @@ class RunState:
         if self._retry:
             rows = {number: row for number, row in rows.items() if row.status == "ok"}
         start, stop = self._range(index)
-        return ShardWork(shard.name, start, stop, rows, Journal(journal_path(self.folder, shard.name)))
+        journal = Journal(journal_path(self.folder, shard.name))
+        work = ShardWork(shard.name, start, stop, self.layout, journal)
+        work.take(rows.items())
+        return work
 
     def batches(self, photos: int) -> Iterator[Batch]:
         """Everything to be done, in order, ``photos`` rows at a time and never across a shard."""
@@ -208,7 +241,7 @@ class RunState:
             work = batch.work
             if work.name not in self._open:
                 return
-            work.rows.update(rows)
+            work.take(rows)
             if len(work.rows) < work.stop - work.start:
                 work.journal.append(rows)
                 return
@@ -216,6 +249,8 @@ class RunState:
             work.journal.remove()
             del self._open[work.name]
             work.rows.clear()
+            work.columns.clear()
+            release_unused_memory()
 
     def flush(self) -> None:
         """Bring the journals of unfinished shards to disk."""
@@ -224,43 +259,31 @@ class RunState:
             work.journal.close()
 
     def _write(self, work: ShardWork) -> None:
-        rows = [work.rows[number] for number in range(work.stop - work.start)]
-        data = self.shard_data(rows)
         write_shard(
             self.folder,
             work.name,
-            data,
+            self._shard_data(work),
             classes=self.layout.classes,
             config=self._config,
             fingerprint=self._fingerprint,
         )
 
-    def shard_data(self, rows: Sequence[Row]) -> ShardData:
-        """Rows as the columns of a shard."""
-        n_classes, views = len(self.layout.classes), self.layout.views
-        ok = [row for row in rows if row.status == "ok"]
-        scores = _stack([row.scores for row in ok], (n_classes,), np.float32)
-        names = iter(self._rule(scores))
-        embeddings = None
-        if self.layout.dim is not None:
-            embeddings = _stack([row.embeddings for row in ok], (views, self.layout.dim), np.float16)
+    def _shard_data(self, work: ShardWork) -> ShardData:
+        rows = [work.rows[number] for number in range(work.stop - work.start)]
+        ok = np.array([row.status == "ok" for row in rows], np.bool_)
+        columns = {name: column if ok.all() else column[ok] for name, column in work.columns.items()}
+        names = iter(self._rule(columns["scores"]))
         return ShardData(
             paths=[row.path for row in rows],
             status=[row.status for row in rows],
             error=[row.error for row in rows],
             width=np.array([row.width for row in rows], np.int32),
             height=np.array([row.height for row in rows], np.int32),
-            scores=scores,
+            scores=columns["scores"],
             labels=[next(names) if row.status == "ok" else [] for row in rows],
-            cosines=_stack([row.cosines for row in ok], (views, n_classes), np.float32),
-            embeddings=embeddings,
+            cosines=columns["cosines"],
+            embeddings=columns.get("embeddings"),
         )
-
-
-def _stack(arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    if not arrays:
-        return np.zeros((0, *shape), dtype)
-    return np.stack([array for array in arrays if array is not None])
 
 
 @contextlib.contextmanager

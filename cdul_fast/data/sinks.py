@@ -7,6 +7,7 @@ so the labels file is the mark that the shard is complete. docs/formats.md lists
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -208,6 +209,7 @@ def write_labels(
 ) -> None:
     """Write the rows of a shard beside views that exist already; arguments as for `write_shard`."""
     table = labels_table(data, len(classes))
+    release_unused_memory()  # making it took several times what it is
     write_labels_table(folder, name, table, classes=classes, config=config, metadata=metadata)
 
 
@@ -238,7 +240,21 @@ def write_labels_table(
             use_dictionary=_REPEATING,
             # Page checksums let a later run tell a damaged file from a good one.
             write_page_checksum=True,
+            # Arrow's usual megabyte takes three times the memory to write, and longer.
+            data_page_size=64 << 10,
         )
+
+
+def release_unused_memory() -> None:
+    """Give freed memory back to the system, so that a run of many shards needs no more than one of a few.
+
+    Arrow's pool and glibc's malloc both keep what was freed, a heap a thread, and do not share it.
+    """
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems, other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def labels_table(data: ShardData, n_classes: int) -> Any:

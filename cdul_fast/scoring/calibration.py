@@ -34,6 +34,8 @@ _SPLIT_ENTRIES = 500_000
 _LEAST_PHOTOS = 2_000
 _MOST_ENTRIES = 2_000_000
 _POOLED_ENTRIES = 200_000
+# Cuts of a column looked at together: the column of all classes pooled is long.
+_CUTS_AT_ONCE = 20_000
 _POWER_RANGE = (1 / 64, 64.0)
 
 
@@ -134,7 +136,8 @@ def calibrate(
     classes = scores.shape[1]
     if expected_labels is not None and not expected_labels > 0:
         raise ValueError(f"expected_labels must be above 0, got {expected_labels}")
-    scores = scores[sampled_rows(len(scores), classes)]
+    rows = sampled_rows(len(scores), classes)
+    scores = scores if len(rows) == len(scores) else scores[rows]
     few = _spaced(len(scores), _POOLED_ENTRIES // classes)
     power = _tempering_power(scores[few])
     tempered = temper(scores, power)
@@ -178,15 +181,20 @@ def _two_part_split(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _split_of(column: NDArray[np.float32]) -> float:
-    ordered = np.sort(column).astype(np.float64)
+    ordered = np.sort(column)
     count = len(ordered)
     if count == 1:
         return float(ordered[0])
-    sums = np.cumsum(ordered)
-    lower = np.arange(1, count, dtype=np.float64)
-    between = (sums[-1] * lower / count - sums[:-1]) ** 2 / (lower * (count - lower))
-    cut = int(between.argmax())
-    return float((ordered[cut] + ordered[cut + 1]) / 2)
+    sums = np.cumsum(ordered, dtype=np.float64)
+    most, cut = -1.0, 0
+    for start in range(0, count - 1, _CUTS_AT_ONCE):
+        stop = min(start + _CUTS_AT_ONCE, count - 1)
+        lower = np.arange(start + 1, stop + 1, dtype=np.float64)
+        between = (sums[-1] * lower / count - sums[start:stop]) ** 2 / (lower * (count - lower))
+        best = int(between.argmax())
+        if between[best] > most:
+            most, cut = float(between[best]), start + best
+    return (float(ordered[cut]) + float(ordered[cut + 1])) / 2
 
 
 def _common_factor(

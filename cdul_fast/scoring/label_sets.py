@@ -85,13 +85,13 @@ def choose_rule(
     if not calibrated or total == 0 or classes == 0:
         return LabelRule(threshold=threshold, top_k=top_k)
     wanted = sampled_rows(total, classes)
+    scores = np.empty((len(wanted), classes), np.float32)
     starts = np.cumsum([0, *photos])
-    parts = []
-    for shard, (start, stop) in enumerate(itertools.pairwise(starts)):
-        rows = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
-        if len(rows):
-            parts.append(scores_of(shard, rows))
-    thresholds = calibrate(np.concatenate(parts), expected_labels=expected_labels, photos=total)
+    bounds = np.searchsorted(wanted, starts)
+    for shard, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first < last:
+            scores[first:last] = scores_of(shard, wanted[first:last] - starts[shard])
+    thresholds = calibrate(scores, expected_labels=expected_labels, photos=total)
     return LabelRule(top_k=top_k, thresholds=thresholds)
 
 
