@@ -36,7 +36,7 @@ def _from_embeddings(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("classes", [20, 80, 1000])
-def test_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> None:
+def test_aggregate_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> None:
     cosines = torch.empty(PHOTOS, VIEWS, classes).uniform_(
         0.1, 0.35, generator=torch.Generator().manual_seed(0)
     )
@@ -63,7 +63,9 @@ def test_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> No
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [20, 80, 1000])
 @pytest.mark.parametrize("dim", [512, 1024])
-def test_from_embeddings(race: Race, rounds: Any, dim: int, classes: int, compute: str, threads: int) -> None:
+def test_aggregate_from_embeddings(
+    race: Race, rounds: Any, dim: int, classes: int, compute: str, threads: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(PHOTOS, VIEWS, dim, generator=generator)
     texts = torch.randn(classes, dim, generator=generator)

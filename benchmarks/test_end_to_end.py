@@ -90,7 +90,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     "precision",
     ["bf16", pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp32", marks=pytest.mark.slow)],
 )
-def test_against_users_loops(
+def test_label_with_vit_b_32(
     race: Race, rounds: Any, weights: Path, photo_paths: list[Path],
     tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

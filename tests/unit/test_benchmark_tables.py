@@ -43,7 +43,12 @@ def test_one_whole_run() -> None:
     assert page.count("commit aaaaaaaaaa, 2026-01-01") == 1
     assert "### crops" in page and "### decode" in page
     assert "| crops | 1 (1 to 1) | them | 1 (1 to 1) | 3.00 | 2.00 met |" in page
-    assert "| decode | | other | not installed | | |" in page
+    assert page.count("Not installed: other.") == 2
+
+
+def test_a_row_names_its_parameters() -> None:
+    bench = {"name": "test_ten_crops[small-224]", "params": {"photo": "small", "size": 224}}
+    assert tables.case(bench) == "ten crops, small, size 224"
 
 
 def test_parts_stand_together_and_the_later_one_counts() -> None:
