@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,13 +65,14 @@ class ShardWork:
     @functools.cached_property
     def columns(self) -> dict[str, np.ndarray]:
         """Arrays of all rows by their field in `Row`, made when the first one comes."""
+        release_unused_memory()  # the shard before needs none any more
         rows, classes, views = self.stop - self.start, len(self.layout.classes), self.layout.views
         columns = {
-            "scores": np.empty((rows, classes), np.float32),
-            "cosines": np.empty((rows, views, classes), np.float32),
+            "scores": _array((rows, classes), np.float32),
+            "cosines": _array((rows, views, classes), np.float32),
         }
         if self.layout.dim is not None:
-            columns["embeddings"] = np.empty((rows, views, self.layout.dim), np.float16)
+            columns["embeddings"] = _array((rows, views, self.layout.dim), np.float16)
         return columns
 
     def take(self, rows: Iterable[tuple[int, Row]]) -> None:
@@ -250,7 +253,6 @@ class RunState:
             del self._open[work.name]
             work.rows.clear()
             work.columns.clear()
-            release_unused_memory()
 
     def flush(self) -> None:
         """Bring the journals of unfinished shards to disk."""
@@ -284,6 +286,13 @@ class RunState:
             cosines=columns["cosines"],
             embeddings=columns.get("embeddings"),
         )
+
+
+def _array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Zeros in pages of their own, which the system has again as soon as the shard is written."""
+    count = math.prod(shape)
+    memory = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 @contextlib.contextmanager

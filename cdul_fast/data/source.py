@@ -91,7 +91,8 @@ class Source:
             return self.remote.read_photo(name)
         if self.url:
             return self.remote.read_photo(join_url(self.url, name))
-        return read_photo(self.root / name)
+        # Not a `Path`: making one keeps every name of the run in a table of its own.
+        return read_photo(name if name.startswith("/") else f"{self.root}/{name}")
 
     def narrowed(self, start: int, stop: int) -> Source:
         """The same source with the photos ``start`` to ``stop`` (exclusive) alone."""
