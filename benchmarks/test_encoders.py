@@ -41,6 +41,7 @@ def test_encoders(race: Race, rounds: Any, name: str, count: int, model_cache: P
         return one
 
     reference = encoder("torch", "fp32")
+    tower = reference.image_tower().eval()  # the exporter would leave it in training mode otherwise
     size = reference.image_size
     batch = inner_batch(size) * THREADS  # what keeps all threads of ours busy; the others take any number
     views = torch.randn(max(8, batch), 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -55,10 +56,10 @@ def test_encoders(race: Race, rounds: Any, name: str, count: int, model_cache: P
         "OpenVINO fp32": lambda: protocol(encoder("openvino", "fp32")),
         "OpenVINO int8": lambda: protocol(encoder("openvino", "int8", views)),
         SUBJECT: lambda: protocol(encoder("openvino", "bf16")),
-        "onnxruntime fp32": lambda: _onnxruntime(reference.image_tower(), pixels, model_cache / "tower.onnx"),
+        "onnxruntime fp32": lambda: _onnxruntime(tower, pixels, model_cache / "tower.onnx"),
         "torch bf16": lambda: protocol(encoder("torch", "bf16")),
         "torch fp32": lambda: protocol(reference),
-        "torch.compile fp32": lambda: _compiled(reference.image_tower(), pixels),
+        "torch.compile fp32": lambda: _compiled(tower, pixels),
     }
     calls: dict[str, Embed] = {}
     rows: dict[str, np.ndarray] = {}
