@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import pickle
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -37,10 +39,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("cdul_fast.label")
 
-# A block is whole batches of one shard: enough photos that a task costs more than starting it, no more views
-# than fit beside each other in the memory that Ray shares between processes.
-_LEAST_PHOTOS = 16
-_MAX_BLOCK_BYTES = 96 << 20
+# A block is whole batches of one shard: enough photos that a task costs more than starting it, many where
+# views are small, no more than fit beside each other in the memory that Ray shares between processes.
+_LEAST_PHOTOS, _MOST_PHOTOS = 16, 64
+_USUAL_BLOCK_BYTES, _MAX_BLOCK_BYTES = 48 << 20, 96 << 20
 # Reading waits for a disk or a server: many photos at a time, for next to nothing of a core, and no more
 # tasks than cores, so that a slow server does not starve the rest. No two stages in a row claim the same, or
 # Ray would make one of them: cropping belongs on every core, not into the few actors.
@@ -138,7 +140,8 @@ class RayEngine(Engine):
         """Batches as the local engine cuts them, several of one shard together."""
         spec = self._spec
         bytes_a_photo = spec.views * 3 * spec.size**2 * np.dtype(_ELEMENTS[spec.dtype]).itemsize
-        wanted: int = min(max(_LEAST_PHOTOS, self._photos), max(1, _MAX_BLOCK_BYTES // bytes_a_photo))
+        usual = min(_MOST_PHOTOS, _USUAL_BLOCK_BYTES // bytes_a_photo)
+        wanted: int = min(max(_LEAST_PHOTOS, usual, self._photos), max(1, _MAX_BLOCK_BYTES // bytes_a_photo))
         together: list[Batch] = []
         for batch in self._state.batches(self._photos):
             if not batch.rows:
@@ -174,6 +177,7 @@ class RayEngine(Engine):
         )
         texts = ray.put(self._texts)
         cores = min((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=1.0)
+        readers = min(len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1))))
         pool = ray.data.ActorPoolStrategy(
             min_size=1, max_size=actors, max_tasks_in_flight_per_actor=_CALLS_AHEAD
         )
@@ -189,7 +193,7 @@ class RayEngine(Engine):
             .map_batches(
                 read_block,
                 batch_size=None,
-                compute=ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1)))),
+                compute=ray.data.TaskPoolStrategy(size=readers),
                 num_cpus=_READ_CPUS,
                 fn_kwargs={"timeout": self._photo_timeout},
             )
@@ -332,26 +336,31 @@ class EncodeBlocks(Engine):
         super().__init__(
             config, encoder, nothing, elsewhere, elsewhere, views=recipe.views, scores=recipe.scores
         )
+        self._calls = max(1, encoder.parallel_calls)
+        self._callers = ThreadPoolExecutor(self._calls, thread_name_prefix="cdul-encode")
 
     def __call__(self, block: Block) -> Block:
         """Encode the views of a block: out go embeddings [n, V, D] float32 in their place."""
         pixels = block.pop("pixels")
-        count, views = len(pixels), self._spec.views
-        embeddings = np.zeros((count, views, self._encoder.dim), np.float32)
+        count = len(pixels)
+        embeddings = np.zeros((count, self._spec.views, self._encoder.dim), np.float32)
         seconds = np.zeros(count, np.float64)
         prepared = _photos(block, range(count))
         # Memory that processes share is not to be written to: OpenVINO would refuse it, and the usable photos
         # of a batch are moved together.
         movable = _on_gpu(self._encoder) and all(photo.status == "ok" for photo in prepared)
-        if not pixels.flags.writeable and not movable:
-            pixels = pixels.copy()
-        for start in range(0, count, self._photos):
+        fixed = not pixels.flags.writeable and not movable
+
+        def encode(start: int) -> None:
             batch = prepared[start : start + self._photos]
             buffer = pixels[start : start + self._photos].reshape(-1, *pixels.shape[2:])
-            encoded, spent = self._encode(batch, buffer)
+            encoded, spent = self._encode(batch, buffer.copy() if fixed else buffer)
             ok = [start + at for at, photo in enumerate(batch) if photo.status == "ok"]
             embeddings[ok] = encoded.embeddings
-            seconds[start] = spent
+            seconds[start] = spent / self._calls
+
+        # As many calls at a time as the local engine makes.
+        list(self._callers.map(encode, range(0, count, self._photos)))
         kept = {name: block[name] for name in ("block", "number")}
         return kept | _columns(prepared) | {"embeddings": embeddings, "encode_seconds": seconds}
 
@@ -429,6 +438,9 @@ def _on_gpu(encoder: Any) -> bool:
 
 
 def _import_ray() -> Any:
+    # A command renews what it claims of the cluster every ten seconds. Ray honours the claims of one that was
+    # killed for three minutes, in which the next gets one task at a time. It reads this when it is imported.
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     try:
         import ray
         import ray.data
