@@ -92,7 +92,8 @@ $(VENV)/.bench: $(VENV)/.installed
 	touch $@
 
 bench: $(VENV)/.bench
-	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --benchmark-json build/bench.json
+	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --benchmark-json build/bench.json \
+	  $(if $(PILLOW_SIMD),--pillow-simd $(PILLOW_SIMD))
 	rm -f benchmarks/results/cpu*.json
 	cp build/bench.json benchmarks/results/cpu.json
 	$(PY) -m benchmarks.tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -9,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import tables
+from benchmarks.rivals.pillow_simd import PillowSimd, Plan
 from benchmarks.timing import race
 
 __all__ = ["race"]
@@ -39,6 +41,7 @@ COMMIT = pytest.StashKey[dict[str, Any]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="fewer rounds and the short cases only")
+    parser.addoption("--pillow-simd", metavar="PYTHON", help="an interpreter that has pillow-simd")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -133,6 +136,20 @@ def model_cache() -> Iterator[Path]:
     """Where converted models lie during one test: gigabytes, so pytest is not to keep them."""
     with tempfile.TemporaryDirectory(prefix="cdul-bench-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def pillow_simd(request: pytest.FixtureRequest) -> Iterator[Callable[..., PillowSimd | None]]:
+    """``pillow_simd(pixels, plans)``: pillow-simd at that work, None without ``--pillow-simd``."""
+    python = request.config.getoption("--pillow-simd")
+    with contextlib.ExitStack() as stack:
+
+        def start(pixels: np.ndarray, plans: list[Plan]) -> PillowSimd | None:
+            if python is None:
+                return None
+            return stack.enter_context(contextlib.closing(PillowSimd(python, pixels, plans)))
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def _ours(pixels: np.ndarray, size: int, dtype: str, threads: int) -> Any:
 @pytest.mark.parametrize(("photo", "size", "dtype", "level"), CASES, ids=lambda value: str(value))
 def test_ten_crops(
     race: Race, rounds: Any, request: pytest.FixtureRequest,
-    photo: str, size: int, dtype: str, level: str, threads: int,
+    photo: str, size: int, dtype: str, level: str, threads: int, pillow_simd: Any,
 ) -> None:  # fmt: skip
     if ops.best_cpu_level() != "avx512" and level not in ("baseline", ops.best_cpu_level()):
         pytest.skip(f"this processor lacks {level}")
@@ -60,7 +60,12 @@ def test_ten_crops(
         )
         assert torch.equal(ours(), torch.as_tensor(expected)), "not equal to Pillow to the bit"
         rivals, missing = crops.rivals(pixels, boxes, size, MEAN, STD, threads)
+        simd = pillow_simd(pixels, crops.plans(boxes, size))
+        if simd is None:
+            missing = (*missing, "pillow-simd (it replaces Pillow; see benchmarks/README.md)")
         differences = {name: crops.levels_from_pillow(call(), exact, STD) for name, call in rivals.items()}
+        if simd is not None:
+            rivals[f"pillow-simd {simd.version} resize alone, in its own process"] = simd
         against = dict(
             zip(("open_clip", "torchvision v2"), TARGETS.get((photo, size, dtype, level), ()), strict=False)
         )

@@ -86,10 +86,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return round(float(np.mean(rows)), 4)
 
 
-@pytest.mark.parametrize(
-    "precision",
-    ["bf16", pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp32", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_label_with_vit_b_32(
     race: Race, rounds: Any, weights: Path, photo_paths: list[Path],
     tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch,
@@ -149,7 +146,8 @@ def test_label_with_vit_b_32(
         )
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32", pytest.param("RN50", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["ViT-B-32", "RN50"])
 def test_pipeline_against_its_encoder(
     race: Race, rounds: Any, folder: Path, photo_paths: list[Path], tmp_path: Path, model: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -189,7 +187,7 @@ def test_tiny_pipeline_against_its_stages(
     _keep_encoders(monkeypatch)
     many = tmp_path / "photos"
     many.mkdir()
-    for copy in range(16):
+    for copy in range(rounds(16)):
         for path in photo_paths:
             (many / f"{copy}-{path.name}").symlink_to(path)
     config = _config(many, tmp_path / "run", tmp_path / "cache", model="tiny", classes=None, backend="auto")

@@ -26,6 +26,7 @@ def test_import(race: Race, rounds: Any) -> None:
         rounds=rounds(5),
         notes={"target, seconds": 0.3},
         subject="import cdul_fast",
+        warmup=0,
     )
 
 
@@ -36,6 +37,10 @@ def test_first_label(race: Race, rounds: Any, tmp_path: Path) -> None:
         "--quiet", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     race.run(
-        command, {"import torch": _python("-c", "import torch")}, rounds=rounds(5), subject="first label"
+        command,
+        {"import torch": _python("-c", "import torch")},
+        rounds=rounds(5),
+        subject="first label",
+        warmup=0,
     )
     assert (tmp_path / "run" / "labels-00000.parquet").exists()

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.rivals.pillow_simd import Plan
+
 Call = Callable[[], Any]
 
 
@@ -39,7 +41,7 @@ def pillow_uint8(pixels: np.ndarray, boxes: np.ndarray, size: int) -> Call:
 def rivals(
     pixels: np.ndarray, boxes: np.ndarray, size: int, mean: Any, std: Any, threads: int
 ) -> tuple[dict[str, Call], tuple[str, ...]]:
-    """All rivals that are installed, and the names of those that are not."""
+    """All rivals that are installed, and the names of those that are not; without pillow-simd."""
     missing: list[str] = []
     calls: dict[str, Call] = {
         "open_clip": _threaded_open_clip(pixels, boxes, size, mean, std, threads),
@@ -51,8 +53,6 @@ def rivals(
             calls[name] = build(pixels, boxes, size, mean, std)
         except ImportError:
             missing.append(name)
-    if "post" not in Image.__version__:
-        missing.append("pillow-simd (it replaces Pillow; build it in an environment of its own)")
     return calls, tuple(missing)
 
 
@@ -74,14 +74,19 @@ def _threaded_open_clip(
     return lambda: torch.cat(list(pool.map(lambda call: call(), halves)))
 
 
-def _pillow_resize(pixels: np.ndarray, boxes: np.ndarray, size: int) -> Call:
-    image = Image.fromarray(pixels)
-    plans = []
-    for box in boxes:
-        width, height = int(box[2] - box[0]), int(box[3] - box[1])
+def plans(boxes: np.ndarray, size: int) -> list[Plan]:
+    """The crops, each with the size that Pillow's resize brings it to."""
+    found: list[Plan] = []
+    for x0, y0, x1, y1 in boxes.tolist():
+        width, height = x1 - x0, y1 - y0
         short = min(width, height)
-        plans.append((tuple(map(int, box)), (int(size * width / short), int(size * height / short))))
-    return lambda: [image.crop(box).resize(shape, Image.Resampling.BICUBIC) for box, shape in plans]
+        found.append(((x0, y0, x1, y1), (int(size * width / short), int(size * height / short))))
+    return found
+
+
+def _pillow_resize(pixels: np.ndarray, boxes: np.ndarray, size: int) -> Call:
+    image, crops = Image.fromarray(pixels), plans(boxes, size)
+    return lambda: [image.crop(box).resize(shape, Image.Resampling.BICUBIC) for box, shape in crops]
 
 
 def _torchvision(pixels: np.ndarray, boxes: np.ndarray, size: int, mean: Any, std: Any) -> Call:
