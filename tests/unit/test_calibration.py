@@ -103,7 +103,11 @@ def test_wrong_calls_are_named(scores: np.ndarray, expected: float | None, messa
         calibrate(scores, expected_labels=expected)
 
 
-def test_the_split_is_where_the_variance_between_parts_is_largest() -> None:
+@pytest.mark.parametrize("at_once", [1, 7, 24, 1000])
+def test_the_split_is_where_the_variance_between_parts_is_largest(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_CUTS_AT_ONCE", at_once)
     rng = np.random.default_rng(1)
     values = rng.random((25, 3)).astype(np.float32)
     for column in range(3):

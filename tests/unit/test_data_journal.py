@@ -51,6 +51,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert list(read_journal(path))[-2:] == [9, 10]
 
 
+def test_many_rows_are_not_held_back(tmp_path: Path) -> None:
+    path = tmp_path / "j.bin"
+    journal = Journal(path)
+    journal.append(rows(0, 1))  # the first ones are written at once
+    for number in range(1, 128):
+        journal.append(rows(number, 1))
+    assert list(read_journal(path)) == [0]
+    journal.append(rows(128, 1))
+    check(read_journal(path), rows(0, 129))
+    journal.close()
+
+
 def test_a_cut_record_is_dropped_and_writing_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "j.bin"
     write(path, rows(0, 5))
