@@ -114,7 +114,7 @@ def blocks_a_second(blocks: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--photos", type=int, default=400, help="of each run, at least 128")
+    parser.add_argument("--photos", type=int, default=320, help="of each run, at least 128")
     parser.add_argument("--rounds", type=int, default=2, help="local and Ray in turn, so often")
     parser.add_argument("--actors", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--cores", type=int, default=2, help="cores of this machine, shared by the actors")
