@@ -76,13 +76,12 @@ class ShardWork:
         return columns
 
     def take(self, rows: Iterable[tuple[int, Row]]) -> None:
-        """Keep finished rows; their arrays move to their places in those of the whole shard."""
+        """Keep finished rows, their arrays in those of the whole shard."""
         for number, row in rows:
-            self.rows[number] = row
+            self.rows[number] = dataclasses.replace(row, scores=None, cosines=None, embeddings=None)
             if row.status == "ok":
                 for field, column in self.columns.items():
                     column[number] = getattr(row, field)
-                    setattr(row, field, column[number])
 
     @property
     def pending(self) -> list[int]:
