@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdul_fast.training.ahead import read_ahead
 from cdul_fast.training.features import read_pixels
 
 _PREFETCH = 3
@@ -99,50 +99,23 @@ class PhotoBatches:
 
     def read(self, parts: Sequence[Tensor], epoch: int, *, train: bool) -> Iterator[Tensor]:
         """The photos of each part, [B, 3, S, S] float32."""
-        ready: queue.Queue[Tensor | BaseException | None] = queue.Queue(maxsize=_PREFETCH)
-        stopped = threading.Event()
+        with contextlib.closing(read_ahead(self._batches(parts, epoch, train), _PREFETCH)) as batches:
+            for batch in batches:
+                yield batch.to(self.device, memory_format=self.format, non_blocking=True)
 
-        def put(item: Tensor | BaseException | None) -> bool:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def produce() -> None:
-            try:
-                with ThreadPoolExecutor(self._threads) as pool:
-                    for rows in parts:
-                        batch = np.empty((len(rows), 3, self.size, self.size), np.float32)
-                        jobs = [
-                            pool.submit(self._photo, int(row), epoch, train, batch[place : place + 1])
-                            for place, row in enumerate(rows)
-                        ]
-                        for job in jobs:
-                            decode, augment = job.result()
-                            self.busy["decode"] += decode
-                            self.busy["augment"] += augment
-                        if not put(torch.from_numpy(batch)):
-                            return
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=produce, daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item.to(self.device, memory_format=self.format, non_blocking=True)
-        finally:
-            stopped.set()
-            thread.join()
+    def _batches(self, parts: Sequence[Tensor], epoch: int, train: bool) -> Generator[Tensor, None, None]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            for rows in parts:
+                batch = np.empty((len(rows), 3, self.size, self.size), np.float32)
+                jobs = [
+                    pool.submit(self._photo, int(row), epoch, train, batch[place : place + 1])
+                    for place, row in enumerate(rows)
+                ]
+                for job in jobs:
+                    decode, augment = job.result()
+                    self.busy["decode"] += decode
+                    self.busy["augment"] += augment
+                yield torch.from_numpy(batch)
 
     def _photo(self, row: int, epoch: int, train: bool, out: np.ndarray) -> tuple[float, float]:
         """Fill ``out``; returns the seconds of reading and decoding, and of cropping and flipping."""

@@ -70,16 +70,27 @@ def load_checkpoint(path: Path, loop: Loop) -> None:
             own.load_state_dict(groups["module"])
         loop.method.load_state(groups.get("method", {}))
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [one for group in loop.optimizer.param_groups for one in group["params"]]
         for name, tensor in groups.get("optimizer", {}).items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
+            state.setdefault(int(index), {})[key] = _laid_out_as(parameters[int(index)], tensor)
         loop.optimizer.load_state_dict({**loop.optimizer.state_dict(), "state": state})
         loop.scaler.load_state_dict(small["scaler"])
         loop.position = Position(
             int(small["epoch"]), int(small["step"]), float(small["loss_sum"]), list(small["history"])
         )
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise CdulError(f"{path} does not fit these settings: {shown(error)}") from None
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A value of the optimiser in the memory layout of its parameter.
+
+    Fused optimisers walk through both side by side as they lie in memory, and a file keeps no layout.
+    """
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def save_network(path: Path, network: Network, *, with_backbone: bool) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from cdul_fast.cli import option
+from cdul_fast.data.paths import one_line
 from cdul_fast.errors import ConfigError
+from cdul_fast.training.config import FeatureScaling, Precision
 from cdul_fast.training.methods import method_names
 from cdul_fast.training.recipes import Recipe, recipe
 
@@ -75,6 +78,20 @@ class CompareConfig:
         group=_TRAINING,
         example="--options cdul.warmup=2,cdul.step=0.1",
     )
+    recipes: str | None = option(
+        None,
+        "JSON file with the settings of every method, instead of the shipped recipes: the record of "
+        "benchmarks.training_sweep, whose best trials are taken",
+        group=_TRAINING,
+        example="--recipes sweep.json",
+    )
+    feature_scaling: FeatureScaling = option(
+        "standardise",
+        "standardise each channel of the frozen features by the training photos, or none for features as the "
+        "backbone gives them",
+        group=_TRAINING,
+        example="--feature-scaling none",
+    )
     batch_size: int = option(64, "photos a step", group=_TRAINING, unit="photos", example="--batch-size 128")
     expected_positives: float = option(
         1.5,
@@ -115,8 +132,11 @@ class CompareConfig:
         group=_FINETUNE,
         example="--crop-scale 0.5",
     )
-    precision: Literal["fp32", "bf16"] = option(
-        "fp32", "arithmetic of the network in training", group=_FINETUNE, example="--precision bf16"
+    precision: Precision = option(
+        "auto",
+        "arithmetic of the network in training; auto as in the train command",
+        group=_FINETUNE,
+        example="--precision fp32",
     )
 
     out: str = option(
@@ -177,10 +197,36 @@ class CompareConfig:
         return found
 
     def recipe(self, method: str) -> Recipe:
-        """The recipe of a method with what was given in its place."""
-        known = recipe(method)
+        """The recipe of a method with what was given in its place.
+
+        Raises:
+            ConfigError: The file of ``--recipes`` has none, or was measured with other features.
+        """
+        known = recipe(method) if self.recipes is None else self._swept(method)
         return dataclasses.replace(
             known,
             epochs=known.epochs if self.epochs is None else self.epochs,
             options={**known.options, **self.own_options().get(method, {})},
         )
+
+    def _swept(self, method: str) -> Recipe:
+        """The best trial of a method in the record of a sweep."""
+        assert self.recipes is not None
+        try:
+            record = json.loads(Path(self.recipes).read_text(encoding="utf-8"))
+            scaling, trials = record["feature_scaling"], record["methods"][method]["trials"]
+            best = max(trials, key=lambda trial: sum(trial["validation"]) / len(trial["validation"]))
+            found = Recipe(**{field.name: best[field.name] for field in dataclasses.fields(Recipe)})
+        except OSError as error:
+            raise ConfigError(f"--recipes {self.recipes}: {error.strerror}") from None
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError):
+            raise ConfigError(
+                f"--recipes {one_line(self.recipes, 100)} has no trials of {method}; "
+                "python -m benchmarks.training_sweep writes such files"
+            ) from None
+        if scaling != self.feature_scaling:
+            raise ConfigError(
+                f"--recipes {one_line(self.recipes, 100)} was measured with --feature-scaling "
+                f"{one_line(str(scaling), 50)}, this is {self.feature_scaling}"
+            )
+        return found

@@ -24,7 +24,14 @@ from cdul_fast.errors import ConfigError
 from cdul_fast.execution.run_log import versions
 from cdul_fast.training.backbones import create_backbone
 from cdul_fast.training.compare_config import CompareConfig
-from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_photos, rescored, training_set
+from cdul_fast.training.dataset import (
+    LabelledPhotos,
+    TrainingSet,
+    labelled_photos,
+    recipe_scale,
+    rescored,
+    training_set,
+)
 from cdul_fast.training.features import FeatureSet, extract_features
 from cdul_fast.training.finetune import finetune
 from cdul_fast.training.heads import HeadResult, train_head
@@ -50,6 +57,7 @@ class Bench:
     test_features: FeatureSet
     classes: tuple[str, ...]
     expected_positives: float
+    standardise: bool = True
 
     def features(self, method: str, *, test: bool = False) -> Tensor:
         """Pooled features, or maps for methods that want them."""
@@ -66,12 +74,12 @@ class Bench:
 
         Args:
             method: Its name, which decides the annotation budget.
-            scale: Softmax scale of the soft labels.
+            scale: Softmax scale of the soft labels, for a run whose own scale is 100 (`recipe_scale`).
             seed: Of the draw of observed labels.
             rows: Part of the training set; all of it when None.
             budget: Instead of the method's own.
         """
-        soft = rescored(self.run, scale=scale)
+        soft = rescored(self.run, scale=recipe_scale(self.run, scale))
         chosen = np.arange(len(soft)) if rows is None else rows
         truth = None if self.train.truth is None else self.train.truth[chosen]
         budget = budget or default_budget(method)
@@ -121,7 +129,8 @@ def prepare(config: CompareConfig) -> Bench:
         )
         for photos in (train.photos, test.photos)
     ]
-    return Bench(run, train, test, found[0], found[1], train.classes, config.expected_positives)
+    scaled = config.feature_scaling == "standardise"
+    return Bench(run, train, test, found[0], found[1], train.classes, config.expected_positives, scaled)
 
 
 def train_one(
@@ -153,6 +162,7 @@ def train_one(
         settings,
         truth=truth if rows is None or truth is None else truth[rows],
         least=least,
+        standardise=bench.standardise,
     )
 
 

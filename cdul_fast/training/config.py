@@ -13,6 +13,9 @@ from cdul_fast.errors import ConfigError
 _INPUT, _LABELS, _METHOD = "Input", "Labels", "Method"
 _NETWORK, _TRAINING, _OUTPUT, _RUNNING = "Network", "Training", "Output", "Running"
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+FeatureScaling = Literal["standardise", "none"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -78,7 +81,8 @@ class TrainConfig:
     )
     label_scale: float | None = option(
         None,
-        "softmax scale of the soft labels; without it the run's own",
+        "softmax scale of the soft labels; without it the run's own, with --freeze-backbone times what the "
+        "measured recipe has (2 for cdul)",
         group=_LABELS,
         example="--label-scale 50",
     )
@@ -139,9 +143,20 @@ class TrainConfig:
         unit="cells",
         example="--map-grid 7",
     )
+    feature_scaling: FeatureScaling = option(
+        "standardise",
+        "with --freeze-backbone: standardise each channel of the features by the training photos, or none to "
+        "take them as the backbone gives them",
+        group=_NETWORK,
+        example="--feature-scaling none",
+    )
     dropout: float = option(0.0, "dropout before the classifier", group=_NETWORK, example="--dropout 0.5")
-    channels_last: bool = option(
-        False, "memory layout that convolutions often like", group=_NETWORK, example="--channels-last"
+    channels_last: bool | None = option(
+        None,
+        "keep photos and weights in the memory layout that convolutions like; without it, where much of the "
+        "backbone is convolutions",
+        group=_NETWORK,
+        example="--no-channels-last",
     )
     compile: bool = option(
         False, "compile the network with torch.compile", group=_NETWORK, example="--compile"
@@ -194,8 +209,12 @@ class TrainConfig:
     ema: float = option(
         0.0, "decay of the moving average of weights; 0 for none", group=_TRAINING, example="--ema 0.999"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32", "arithmetic of the network in training", group=_TRAINING, example="--precision bf16"
+    precision: Precision = option(
+        "auto",
+        "arithmetic of the network in training; auto takes bf16 where the processor or GPU computes in it, "
+        "fp16 on older GPUs, else fp32, and fp32 with --freeze-backbone",
+        group=_TRAINING,
+        example="--precision fp32",
     )
     flip: bool = option(True, "flip training photos at random", group=_TRAINING, example="--no-flip")
     crop_scale: float = option(

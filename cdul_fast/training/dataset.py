@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cdul_fast.data.datasets import Difficult
 from cdul_fast.data.paths import show_path
-from cdul_fast.data.run_dir import Run
+from cdul_fast.data.run_dir import Run, open_run
 from cdul_fast.data.sources import open_source
 from cdul_fast.data.truth import Truth, align, load_truth, match_classes, target_matrix
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.pseudo_labels import LabelSettings, soft_labels
+
+if TYPE_CHECKING:
+    from cdul_fast.training.config import TrainConfig
+
+CLIP_SCALE = 100.0
+"""What OpenAI's models multiply cosines by before the softmax."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,53 @@ def training_set(
     return TrainingSet(photos, paths, tuple(run.classes), soft, targets, run.texts())
 
 
+def open_photos(config: TrainConfig, label_scale: float) -> tuple[TrainingSet, LabelledPhotos | None]:
+    """What a training with these settings learns from, and what it is evaluated on (None without ``val``).
+
+    Args:
+        config: Settings of the train command.
+        label_scale: Of the method's recipe, for a scale that the settings leave open.
+
+    Raises:
+        ConfigError: A data set lacks a file, or does not fit.
+        CdulError: The run holds nothing to train on.
+    """
+    assert config.run is not None
+    run = open_run(config.run)
+    data = training_set(
+        run,
+        truth=config.truth,
+        truth_split=config.truth_split,
+        difficult=config.difficult,
+        drop_unlabelled=config.drop_unlabelled,
+        aggregator=config.aggregator,
+        scale=recipe_scale(run, label_scale) if config.label_scale is None else config.label_scale,
+        zeta=config.zeta,
+        lam=config.lam,
+    )
+    if config.val is None:
+        return data, None
+    val = labelled_photos(
+        config.val,
+        data.classes,
+        config.val_images,
+        config.val_split,
+        config.difficult,
+        drop_unlabelled=config.drop_unlabelled,
+    )
+    return data, val
+
+
+def own_scale(run: Run) -> float:
+    """The softmax scale of a run's scores; where it is not kept the model's, else CLIP's."""
+    return float(run.config.get("scale") or run.model.get("logit_scale") or CLIP_SCALE)
+
+
+def recipe_scale(run: Run, label_scale: float) -> float:
+    """A recipe's softmax scale for a run: in proportion, for recipes were measured at CLIP's own scale."""
+    return own_scale(run) * label_scale / CLIP_SCALE
+
+
 def rescored(
     run: Run,
     *,
@@ -122,7 +176,7 @@ def rescored(
     own = run.config
     settings = LabelSettings(
         str(aggregator or own.get("aggregator") or "cdul"),
-        float(scale or own.get("scale") or run.model.get("logit_scale") or 100.0),
+        own_scale(run) if scale is None else scale,
         float(own.get("zeta") or 0.0) if zeta is None else zeta,
         float(own.get("lam") or 0.0) if lam is None else lam,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import queue
-import threading
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from cdul_fast.data.decode import PhotoProblem, decode_photo, read_photo
 from cdul_fast.data.sinks import replacing
 from cdul_fast.errors import CdulError, ConfigError
-from cdul_fast.training.backbones import Backbone
+from cdul_fast.training.ahead import read_ahead
+from cdul_fast.training.arithmetic import features_precision
+from cdul_fast.training.backbones import Backbone, BackboneInfo
 
 logger = logging.getLogger("cdul_fast.train")
 
 _BATCH = 32
+_PREFETCH = 2
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,9 @@ def extract_features(
     Raises:
         CdulError: For a photo that cannot be read.
     """
-    import time
-
     if precision not in ("auto", "bf16", "fp32"):
         raise ConfigError(f"precision of features must be auto, bf16 or fp32, got {precision!r}")
-    precision = resolve_precision(precision)
+    precision = features_precision(precision)
     key = _fingerprint(backbone, photos, image_size, map_grid, fit, precision)
     kept = None if cache_dir is None else cache_dir / f"features-{key}.safetensors"
     if kept is not None and kept.is_file():
@@ -103,7 +104,15 @@ def extract_features(
             logger.info("features of %d photos read from %s", len(photos), kept)
             return found
     start = time.perf_counter()
-    pooled, maps = _run(backbone, photos, image_size, map_grid, fit, precision, threads, progress)
+    compiled = compile_for_cpu(
+        backbone if map_grid is None else _MapsAndPool(backbone, map_grid),
+        image_size,
+        precision=precision,
+        threads=threads,
+    )
+    pooled, maps = run_compiled(
+        compiled, backbone.info, photos, image_size, fit=fit, threads=threads, progress=progress
+    )
     result = FeatureSet(pooled, maps, time.perf_counter() - start)
     if kept is not None:
         _write(kept, result)
@@ -111,26 +120,25 @@ def extract_features(
     return result
 
 
-def _run(
-    backbone: Backbone,
+def run_compiled(
+    compiled: Any,
+    info: BackboneInfo,
     photos: Sequence[Path],
     size: int,
-    map_grid: int | None,
-    fit: str,
-    precision: str,
-    threads: int | None,
-    progress: Callable[[int, int], None] | None,
+    *,
+    fit: str = "squash",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run what `compile_for_cpu` made over photos, which threads read and crop meanwhile.
+
+    Returns:
+        Its first output [N, D] float32, and its second [N, D, g, g] float16 or None.
+    """
     import openvino as ov
 
-    compiled = compile_for_cpu(
-        backbone if map_grid is None else _MapsAndPool(backbone, map_grid),
-        size,
-        precision=precision,
-        threads=threads,
-    )
     requests = ov.AsyncInferQueue(compiled)
-    count, info = len(photos), backbone.info
+    count, with_maps = len(photos), len(compiled.outputs) > 1
     pooled = np.empty((count, info.channels), np.float32)
     maps: list[np.ndarray] = []
     done = [0]
@@ -138,7 +146,7 @@ def _run(
     def keep(request: Any, where: tuple[int, int]) -> None:
         start, stop = where
         pooled[start:stop] = request.get_output_tensor(0).data[: stop - start]
-        if map_grid is not None:
+        if with_maps:
             given = request.get_output_tensor(1).data
             if not maps:
                 maps.append(np.empty((count, *given.shape[1:]), np.float16))
@@ -148,8 +156,10 @@ def _run(
             progress(done[0], count)
 
     requests.set_callback(keep)
-    for start, batch in _batches(photos, size, fit, info.mean, info.std, threads):
-        requests.start_async({0: batch}, (start, min(start + _BATCH, count)))
+    read = _batches(photos, size, fit, info.mean, info.std, threads)
+    with contextlib.closing(read_ahead(read, _PREFETCH)) as batches:
+        for start, batch in batches:
+            requests.start_async({0: batch}, (start, min(start + _BATCH, count)))
     requests.wait_all()
     return pooled, maps[0] if maps else None
 
@@ -193,46 +203,21 @@ def _batches(
     mean: Sequence[float],
     std: Sequence[float],
     threads: int | None,
-) -> Any:
-    """(start, [BATCH, 3, S, S] float32) in order; threads read and crop ahead of the consumer."""
+) -> Generator[tuple[int, np.ndarray], None, None]:
+    """(start, [BATCH, 3, S, S] float32) in order, each read and cropped by threads."""
     from cdul_fast.execution.local_engine import available_cores
 
-    ready: queue.Queue[tuple[int, np.ndarray] | BaseException | None] = queue.Queue(maxsize=2)
-    stopped = threading.Event()
-
-    def produce() -> None:
-        try:
-            with ThreadPoolExecutor(threads or available_cores()) as pool:
-                for start in range(0, len(photos), _BATCH):
-                    part = photos[start : start + _BATCH]
-                    batch = np.zeros((_BATCH, 3, size, size), np.float32)
-                    jobs = [
-                        pool.submit(load_photo, path, size, fit, mean, std, batch[row : row + 1])
-                        for row, path in enumerate(part)
-                    ]
-                    for job in jobs:
-                        job.result()
-                    if stopped.is_set():
-                        return
-                    ready.put((start, batch))
-            ready.put(None)
-        except BaseException as error:
-            ready.put(error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        while thread.is_alive():
-            try:
-                ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
+    with ThreadPoolExecutor(threads or available_cores()) as pool:
+        for start in range(0, len(photos), _BATCH):
+            part = photos[start : start + _BATCH]
+            batch = np.zeros((_BATCH, 3, size, size), np.float32)
+            jobs = [
+                pool.submit(load_photo, path, size, fit, mean, std, batch[row : row + 1])
+                for row, path in enumerate(part)
+            ]
+            for job in jobs:
+                job.result()
+            yield start, batch
 
 
 def load_photo(
@@ -277,15 +262,6 @@ def pools_by_mean(backbone: Backbone) -> bool:
             same = False  # a transformer of fixed input size
     backbone.train(training)
     return same
-
-
-def resolve_precision(precision: str) -> str:
-    """``auto`` as bf16 where the CPU has the instructions for it, else fp32."""
-    if precision != "auto":
-        return precision
-    import openvino as ov
-
-    return "bf16" if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
 
 
 def _fingerprint(

@@ -16,7 +16,7 @@ from cdul_fast.data.run_dir import Run
 from cdul_fast.predict_config import PredictConfig
 from cdul_fast.training.compare_config import CompareConfig
 from cdul_fast.training.config import TrainConfig
-from cdul_fast.training.dataset import LabelledPhotos, rescored, training_set, write_list
+from cdul_fast.training.dataset import LabelledPhotos, recipe_scale, rescored, training_set, write_list
 from cdul_fast.training.loop import mean_average_precision
 from cdul_fast.training.predicting import predict_photos
 from cdul_fast.training.recipes import Recipe
@@ -37,18 +37,18 @@ def finetune(
     """
     folder = Path(config.out) / f"{method}-seed{seed}"
     given = ",".join(f"{name}={value}" for name, value in chosen.options.items())
+    scale = recipe_scale(run, chosen.label_scale)
     trained = train_on_run(
         TrainConfig(
             run=str(run.path),
             truth=config.truth,
-            label_scale=chosen.label_scale,
+            label_scale=scale,
             method=method,
             method_options=given or None,
             expected_positives=config.expected_positives,
             backbone=config.backbone,
             weights=config.weights,
             image_size=config.image_size,
-            channels_last=True,
             epochs=config.epochs,
             batch_size=config.batch_size,
             optimizer="adamw",
@@ -89,7 +89,7 @@ def finetune(
     return {
         "seed": seed,
         "map": score,
-        "labels_before": mean_average_precision(rescored(run, scale=chosen.label_scale), truth)[0],
+        "labels_before": mean_average_precision(rescored(run, scale=scale), truth)[0],
         "labels_after": trained.history[-1]["label_map"],
         "seconds": record["seconds"],
         "stages": record["stages"],

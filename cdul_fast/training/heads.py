@@ -47,6 +47,7 @@ def train_head(
     truth: np.ndarray | None = None,
     least: int = 1,
     dropout: float = 0.0,
+    standardise: bool = True,
     after_epoch: Callable[[Loop], None] | None = None,
 ) -> HeadResult:
     """Train a method's head on stored features in memory.
@@ -60,13 +61,15 @@ def train_head(
         truth: [N, C] to judge the labels by, never seen by the method.
         least: Fewest positives of a class that counts.
         dropout: Before the classifier.
+        standardise: Whether the head gets features scaled by channel, see `Standardise`.
         after_epoch: Called after each epoch.
     """
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
     made = create_method(method, problem, options)
     network = Network(None, made.build_head(features.shape[1], dropout), features.shape[1])
-    network.scaling.fit(features)
+    if standardise:
+        network.scaling.fit(features)
     loop = Loop(network, made, StoredBatches(features), settings)
     for _ in range(settings.epochs):
         loop.train_epoch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,11 @@ _EVALUATION_BATCH = 256
 STAGES = ("load", "forward", "backward", "step", "labels", "evaluate")
 """What the loop's time is counted by; they follow one another, so they add up to the time of training.
 
-``load`` is waiting for photos (the readers work meanwhile), ``labels`` the method's move after an epoch. On
-a GPU the queue of work makes forward and backward blur into each other; each step waits for its loss.
+``load`` is waiting for photos, wherever they are waited for (the readers work meanwhile), ``labels`` the
+method's move after an epoch and the passes it needs. On a GPU the queue of work makes forward and backward
+blur into each other; each step waits for its loss.
 """
+_NETWORK_STAGES = ("forward", "backward", "step")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Loop:
         self.position = Position()
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.photos = 0  # trained on so far, each as often as it was
+        self.steps_seconds = 0.0  # of the epochs' steps, with what they waited for
+        self._counted = 0.0  # seconds that stages within the stage at hand took
         self._run = network if run_network is None else run_network
         own = method.modules()
         head = [*network.head.parameters(), *(own.parameters() if own is not None else ())]
@@ -175,6 +179,7 @@ class Loop:
         todo = everything[position.step * settings.accumulate :]
         inputs = self.data.read([self.world.share(rows) for rows in todo], epoch, train=True)
         self.network.train()
+        start = time.perf_counter()
         made: list[tuple[Output, Batch]] = []
         for place, rows in enumerate(todo, 1):
             with self._timed("load"):
@@ -189,6 +194,7 @@ class Loop:
                 if after_step is not None:
                     after_step()
         next(inputs, None)  # lets the readers end
+        self.steps_seconds += time.perf_counter() - start
         with self._timed("labels"):
             self.method.after_epoch(epoch, self.sweep)
         position.epoch, position.step = epoch, 0
@@ -250,10 +256,13 @@ class Loop:
         size = max(_EVALUATION_BATCH, self.settings.batch_size)
         parts = list(torch.split(torch.arange(len(data)), size))
         inputs = data.read([self.world.share(rows) for rows in parts], 0, train=False)
-        for rows, images in zip(parts, inputs, strict=True):
+        for rows in parts:
+            with self._timed("load"):
+                images = next(inputs)
             with self._autocast():
                 own = network(images)
             yield rows.to(self.world.device), self.world.gather(_to_float(own), len(rows))
+        next(inputs, None)  # lets the readers end
 
     def predict(self, data: Batches) -> np.ndarray:
         """Probabilities [N, C] float32 of the best network."""
@@ -264,11 +273,15 @@ class Loop:
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """Count the time of the block, without what a stage inside it counts."""
+        start, outside = time.perf_counter(), self._counted
+        self._counted = 0.0
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[stage] += seconds - self._counted
+            self._counted = outside + seconds
 
     def _seed(self, number: int) -> None:
         """Seed the generators of this device (``torch.manual_seed`` costs more than a step of a head)."""
@@ -282,6 +295,17 @@ class Loop:
         if kind is None:
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype=kind)
+
+
+def limiting_stage(seconds: Mapping[str, float]) -> str:
+    """What training spent most of its time on: ``load``, ``network`` (forward, backward and step) or another.
+
+    Args:
+        seconds: By stage, those of `STAGES` and any others.
+    """
+    grouped = {stage: value for stage, value in seconds.items() if stage not in _NETWORK_STAGES}
+    grouped["network"] = sum(seconds[stage] for stage in _NETWORK_STAGES)
+    return max(grouped, key=lambda stage: grouped[stage])
 
 
 def mean_average_precision(scores: np.ndarray, truth: np.ndarray, least: int = 1) -> tuple[float, np.ndarray]:

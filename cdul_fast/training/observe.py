@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-BUDGETS = ("none", "one", "10%", "all")
-
 
 def observe(budget: str, *, truth: np.ndarray | None, soft: np.ndarray, seed: int = 0) -> np.ndarray:
     """Draw the observed labels of a training set.

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "step")
-
 
 def make_optimizer(
     name: str,

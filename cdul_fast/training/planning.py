@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cdul_fast.data.paths import one_line, show_path
-from cdul_fast.data.run_dir import open_run
 from cdul_fast.training.config import TrainConfig
-from cdul_fast.training.dataset import labelled_photos, training_set
+from cdul_fast.training.dataset import open_photos
 from cdul_fast.training.recipes import default_budget, loop_settings, resolved_recipe
 
 
@@ -18,19 +17,13 @@ def plan(config: TrainConfig) -> str:
         ConfigError: A setting is wrong, or a data set lacks a file.
         CdulError: The run holds nothing to train on.
     """
-    assert config.run is not None
-    data = training_set(
-        open_run(config.run),
-        truth=config.truth,
-        truth_split=config.truth_split,
-        difficult=config.difficult,
-        drop_unlabelled=config.drop_unlabelled,
-    )
-    settings = loop_settings(config, resolved_recipe(config))
+    chosen = resolved_recipe(config)
+    data, val = open_photos(config, chosen.label_scale)
+    settings = loop_settings(config, chosen)
     steps = -(-len(data.photos) // (settings.batch_size * settings.accumulate))
     frozen = ", frozen" if config.freeze_backbone else ""
     lines = [
-        f"{len(data.photos)} photos of {show_path(config.run)}, "
+        f"{len(data.photos)} photos of {show_path(config.run or '')}, "
         f"{data.soft.sum(axis=1).mean():.2f} soft labels each",
         f"{len(data.classes)} classes: {one_line(', '.join(data.classes), 100)}",
         f"method {config.method}, true labels it may see: {config.observe or default_budget(config.method)}",
@@ -41,15 +34,7 @@ def plan(config: TrainConfig) -> str:
     if config.truth is not None and data.truth is not None:
         judged = int((data.truth != -1).any(axis=1).sum())
         lines.append(f"truth of {judged} of these photos from {show_path(config.truth)}")
-    if config.val is not None:
-        val = labelled_photos(
-            config.val,
-            data.classes,
-            config.val_images,
-            config.val_split,
-            config.difficult,
-            drop_unlabelled=config.drop_unlabelled,
-        )
+    if config.val is not None and val is not None:
         positives = (val.truth == 1).sum(axis=0)
         few = int(np.count_nonzero(positives < config.least_positives))
         lines.append(

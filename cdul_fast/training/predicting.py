@@ -20,6 +20,7 @@ from cdul_fast.execution.local_engine import available_cores
 from cdul_fast.execution.session import RunResult, Session
 from cdul_fast.execution.work import AS_GIVEN, ScoreSpec, ViewSpec
 from cdul_fast.predict_config import PredictConfig
+from cdul_fast.training.arithmetic import features_precision
 from cdul_fast.training.features import converted_for_cpu
 from cdul_fast.training.model_dir import Classifier, ModelInfo, load_classifier, read_info
 
@@ -82,7 +83,7 @@ class ClassifierEncoder:
         if precision == "bf16" and not has_bf16():
             raise ConfigError("this processor has no bfloat16 instructions: use --precision fp32")
         self.name, self.image_size = info.backbone, info.image_size
-        self.precision = ("bf16" if has_bf16() else "fp32") if precision == "auto" else precision
+        self.precision = features_precision(precision)
         backbone: Any = classifier.network.backbone
         self.mean, self.std = backbone.info.mean, backbone.info.std
         self.dim = len(info.classes)

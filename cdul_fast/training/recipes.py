@@ -23,7 +23,8 @@ class Recipe:
     Attributes:
         lr: Base learning rate of AdamW.
         weight_decay: Decoupled weight decay.
-        label_scale: Softmax scale of the pseudo labels; only methods that use soft labels mind it.
+        label_scale: Softmax scale of the pseudo labels where CLIP's own is 100, as it was in the measurement;
+            in proportion elsewhere. Only methods that use soft labels mind it.
         epochs: Epochs; 60 for linear heads, fewer where a step costs more.
         options: The method's own settings.
     """

@@ -19,20 +19,20 @@ import torch
 from cdul_fast import __version__
 from cdul_fast.data.lock import locked
 from cdul_fast.data.paths import show_path
-from cdul_fast.data.run_dir import open_run
 from cdul_fast.data.sinks import replacing, write_json
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.execution.local_engine import available_cores
 from cdul_fast.execution.run_log import logging_to, peak_memory_mib, versions
+from cdul_fast.training.arithmetic import likes_channels_last, training_precision
 from cdul_fast.training.backbones import Backbone, create_backbone
 from cdul_fast.training.batches import Batches, PhotoBatches, StoredBatches
 from cdul_fast.training.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint, save_network
 from cdul_fast.training.config import TrainConfig
-from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, labelled_photos, training_set
+from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, open_photos
 from cdul_fast.training.distributed import World, join_world, leave_world
 from cdul_fast.training.features import extract_features
 from cdul_fast.training.latent import LatentLabels
-from cdul_fast.training.loop import STAGES, Loop, Network, mean_average_precision
+from cdul_fast.training.loop import STAGES, Loop, Network, limiting_stage, mean_average_precision
 from cdul_fast.training.methods import Method, Problem, create_method, method_class
 from cdul_fast.training.model_dir import BACKBONE, FORMAT, ModelInfo, write_info
 from cdul_fast.training.observe import observe
@@ -51,7 +51,7 @@ class TrainResult:
         history: One entry per epoch: loss, rate, time by stage, and what was evaluated.
         seconds: Of this call by stage: features, and the stages of the loop, which follow one another.
         busy: Of this call, seconds of the threads that decode and augment ahead of the loop, all together.
-        limiting_stage: The stage that took longest.
+        limiting_stage: What took longest: a stage, or ``network`` for forward, backward and step.
         leads: Whether this process is the first of those that trained together.
     """
 
@@ -87,7 +87,8 @@ def train_on_run(config: TrainConfig) -> TrainResult:
     """
     world = join_world(config.device)
     try:
-        return _Session(config, world).run()
+        precision = training_precision(config.precision, world.device, frozen=config.freeze_backbone)
+        return _Session(dataclasses.replace(config, precision=precision), world).run()
     finally:
         leave_world(world)
 
@@ -114,37 +115,18 @@ class _Session:
         _set_up(config)
         world.barrier()
         chosen = resolved_recipe(config)
-        assert config.run is not None
-        data = training_set(
-            open_run(config.run),
-            truth=config.truth,
-            truth_split=config.truth_split,
-            difficult=config.difficult,
-            drop_unlabelled=config.drop_unlabelled,
-            aggregator=config.aggregator,
-            scale=chosen.label_scale if config.label_scale is None else config.label_scale,
-            zeta=config.zeta,
-            lam=config.lam,
-        )
-        val = None
-        if config.val is not None:
-            val = labelled_photos(
-                config.val,
-                data.classes,
-                config.val_images,
-                config.val_split,
-                config.difficult,
-                drop_unlabelled=config.drop_unlabelled,
-            )
+        data, val = open_photos(config, chosen.label_scale)
         torch.manual_seed(config.seed)  # a backbone without weights starts at random
         backbone = create_backbone(config.backbone, config.weights)
+        if config.channels_last is None:
+            config = self.config = dataclasses.replace(config, channels_last=likes_channels_last(backbone))
         batches, val_batches = self._inputs(backbone, data, val)
         method = self._method(data, chosen.options)
         torch.manual_seed(config.seed)
         head = method.build_head(backbone.info.channels, config.dropout)
         network = Network(None if config.freeze_backbone else backbone, head, backbone.info.channels)
         network.to(world.device)
-        if isinstance(batches, StoredBatches):
+        if isinstance(batches, StoredBatches) and config.feature_scaling == "standardise":
             network.scaling.fit(batches.features)
         if config.channels_last:
             network.to(memory_format=torch.channels_last)
@@ -336,7 +318,7 @@ class _Session:
 
     def _finish(self, loop: Loop, data: TrainingSet, watch: Watch) -> TrainResult:
         seconds = {"features": self.feature_seconds, **loop.seconds}
-        limiting = max(seconds, key=lambda stage: seconds[stage])
+        limiting = limiting_stage(seconds)
         result = TrainResult(
             self.folder, loop.position.history, seconds, dict(loop.data.busy), limiting, self.world.leads
         )
@@ -356,7 +338,6 @@ class _Session:
             "limiting_stage": result.limiting_stage,
         }
         write_json(self.folder / "history.json", content)
-        spent = sum(loop.seconds[stage] for stage in ("load", "forward", "backward", "step"))
         record = {
             "format": FORMAT,
             "version": __version__,
@@ -365,7 +346,7 @@ class _Session:
             "steps": self.steps,
             "stages": stages,
             "limiting_stage": result.limiting_stage,
-            "images_per_second": round(loop.photos / spent, 3) if spent else 0.0,
+            "images_per_second": round(loop.photos / loop.steps_seconds, 3) if loop.photos else 0.0,
             "seconds": round(time.monotonic() - self.start, 3),
             "peak_memory_mib": round(peak_memory_mib(), 1),
             "threads": self.config.threads or available_cores(),

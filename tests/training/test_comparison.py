@@ -13,8 +13,11 @@ from cdul_fast.data import from_cosines
 from cdul_fast.data.run_dir import open_run
 from cdul_fast.errors import ConfigError
 from cdul_fast.training.comparison import CompareConfig, compare_methods, table
+from cdul_fast.training.config import TrainConfig
 from cdul_fast.training.dataset import labelled_photos
-from cdul_fast.training.recipes import PAPER
+from cdul_fast.training.model_dir import load_classifier
+from cdul_fast.training.recipes import PAPER, Recipe
+from cdul_fast.training.runner import train_on_run
 
 
 def config(toy_run: Path, out: Path, **more) -> CompareConfig:
@@ -175,6 +178,55 @@ def test_options_take_the_place_of_the_recipes(toy_run, tmp_path):
     assert given.recipe("bce_ls").options == {"smoothing": "0.2"} and given.recipe("soft").options == {}
 
 
+def sweep_record(path: Path, scaling: str) -> str:
+    """A record of two trials of ``soft``, the second the better one."""
+    trials = [
+        {"lr": lr, "weight_decay": 0.0, "label_scale": 50.0, "epochs": 2, "options": {}, "validation": scores}
+        for lr, scores in ((0.5, [60.0, 50.0]), (0.25, [40.0, 71.0]))
+    ]
+    path.write_text(json.dumps({"feature_scaling": scaling, "methods": {"soft": {"trials": trials}}}))
+    return str(path)
+
+
+def test_recipes_of_a_sweep_are_its_best_trials(toy_run, tmp_path):
+    record = sweep_record(tmp_path / "sweep.json", "none")
+    given = config(toy_run, tmp_path, recipes=record, feature_scaling="none", epochs=None)
+    assert given.recipe("soft") == Recipe(0.25, 0.0, 50.0, 2, {})
+    with pytest.raises(ConfigError, match=r"sweep\.json has no trials of bce;"):
+        given.recipe("bce")
+    with pytest.raises(ConfigError, match="measured with --feature-scaling none, this is standardise"):
+        config(toy_run, tmp_path, recipes=record).recipe("soft")
+    for content in (
+        "[]",
+        "{",
+        '{"feature_scaling": "none", "methods": {"soft": {"trials": []}}}',
+        "[" * 5000,
+    ):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"bad\.json has no trials of soft"):
+            config(toy_run, tmp_path, recipes=str(tmp_path / "bad.json")).recipe("soft")
+    with pytest.raises(ConfigError, match="No such file"):
+        config(toy_run, tmp_path, recipes=str(tmp_path / "absent.json")).recipe("soft")
+
+
+@pytest.mark.parametrize("scaling", ["standardise", "none"])
+def test_features_are_scaled_as_asked(toy_run, tmp_path, scaling):
+    """In the comparison and in training on a frozen backbone; predictions carry the scaling with them."""
+    few = {"methods": "soft", "seeds": "0", "epochs": 1, "zeroshot": False, "feature_scaling": scaling}
+    compare_methods(config(toy_run, tmp_path / "compare", **few))
+    train_on_run(
+        TrainConfig(
+            run=str(toy_run / "run"), out=str(tmp_path / "train"), method="soft", backbone="test_resnet",
+            weights="none", image_size=32, freeze_backbone=True, feature_scaling=scaling, epochs=1,
+            tensorboard=False, cam_photos=0, report=False, quiet=True, threads=1,
+        )
+    )  # fmt: skip
+    for folder in (tmp_path / "compare" / "soft-seed0", tmp_path / "train"):
+        scales = load_classifier(folder)[0].network.scaling
+        identity = bool((scales.mean == 0).all() and (scales.factor == 1).all())
+        assert identity == (scaling == "none"), folder
+
+
 def test_whole_networks_are_trained_and_judged_once(toy_run, tmp_path):
     few = {
         "methods": "soft,cdul",
@@ -200,7 +252,7 @@ def test_whole_networks_are_trained_and_judged_once(toy_run, tmp_path):
         stages = run["stages"]
         for stage in ("load", "forward", "backward", "step", "decode", "augment"):
             assert stages[stage] > 0, stage
-        assert run["limiting_stage"] in stages and run["images_per_second"] > 0
+        assert run["limiting_stage"] in {"network", *stages} and run["images_per_second"] > 0
     soft, cdul = (row["runs"][0] for row in rows)
     assert soft["labels_after"] == soft["labels_before"]
     assert cdul["labels_after"] != cdul["labels_before"], "labels move after the warm-up of one epoch"

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cdul_fast.encoders import openvino_clip
+from cdul_fast.errors import ConfigError
 from cdul_fast.training import runner
+from cdul_fast.training.arithmetic import likes_channels_last, training_precision
 from cdul_fast.training.config import TrainConfig
 from cdul_fast.training.loop import Network
 from cdul_fast.training.runner import train_on_run
@@ -29,6 +32,8 @@ def config(toy_run: Path, out: Path, **more) -> TrainConfig:
         "deterministic": True,
         "threads": 1,
         "method": "soft",
+        "precision": "fp32",
+        "channels_last": False,
         "quiet": True,
         "tensorboard": False,
         "cam_photos": 0,
@@ -95,6 +100,41 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights(toy_run, tmp_path, monkeyp
     assert all(tensor.dtype == torch.float32 for tensor in weights.values() if tensor.is_floating_point())
     assert losses(tmp_path / "m") == pytest.approx(losses(plain), rel=0.03)
     assert losses(tmp_path / "m") != losses(plain)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_left_open_they_are_what_is_fast_here(toy_run, tmp_path, monkeypatch, narrow, plain):
+    monkeypatch.setattr(openvino_clip, "has_bf16", lambda: narrow)
+    given = {"channels_last": None, "precision": "auto"}
+    train_on_run(config(toy_run, tmp_path / "m", **given))
+    record = json.loads((tmp_path / "m" / "run.json").read_text())["config"]
+    assert record["channels_last"] is True and record["precision"] == ("bf16" if narrow else "fp32")
+    assert losses(tmp_path / "m") == pytest.approx(losses(plain), rel=0.03 if narrow else 1e-4)
+    monkeypatch.setattr(openvino_clip, "has_bf16", lambda: not narrow)
+    with pytest.raises(ConfigError, match=r"began with precision '\w+', now it is"):
+        train_on_run(config(toy_run, tmp_path / "m", epochs=2, **given))
+
+
+def test_precision_by_device(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(openvino_clip, "has_bf16", lambda: True)
+    for supported, wanted in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
+        assert training_precision("auto", gpu, frozen=False) == wanted
+    assert training_precision("auto", cpu, frozen=False) == "bf16"
+    assert training_precision("auto", cpu, frozen=True) == "fp32", "a head alone"
+    assert training_precision("bf16", cpu, frozen=True) == "bf16"
+    assert training_precision("fp32", gpu, frozen=False) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "likes"),
+    [("resnet18", True), ("efficientnet_lite0", True), ("convnext_atto", True), ("test_vit", False)],
+)
+def test_convolutions_decide_the_layout(name, likes):
+    from cdul_fast.training.backbones import create_backbone
+
+    assert likes_channels_last(create_backbone(name, "none")) is likes
 
 
 def test_compile_trains_through_the_compiled_network(toy_run, tmp_path, monkeypatch, plain):

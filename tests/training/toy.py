@@ -55,32 +55,37 @@ class Toy:
         """Train a method with Adam; returns (test logits, method)."""
         torch.manual_seed(seed)
         method = create_method(name, self.problem(budget, soft=soft), options)
-        head = method.build_head(CHANNELS)
-        parameters = list(head.parameters())
-        if method.modules() is not None:
-            parameters += list(method.modules().parameters())
-        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr)
+        see = fit(method, self.maps["train"], lr=lr, epochs=epochs)
+        return see(self.maps["test"]).logits, method
 
-        def see(maps):
-            return head(maps if method.wants_maps else maps.mean((2, 3)))
 
-        def sweep():
-            with torch.no_grad():
-                for rows in torch.arange(IMAGES).split(BATCH):
-                    yield rows, see(self.maps["train"][rows])
+def fit(method, maps, *, lr, epochs, batch_size=BATCH):
+    """Train a method's head on feature maps with Adam; returns what gives its output for other maps."""
+    head = method.build_head(maps.shape[1])
+    parameters = list(head.parameters())
+    if method.modules() is not None:
+        parameters += list(method.modules().parameters())
+    optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr)
 
-        for epoch in range(1, epochs + 1):
-            for rows in torch.randperm(IMAGES).split(BATCH):
-                batch = Batch(rows, epoch)
-                output = see(self.maps["train"][rows])
-                loss = method.loss(output, method.targets(batch), batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                method.after_step(output, batch)
-            method.after_epoch(epoch, sweep)
+    def see(inputs):
+        return head(inputs if method.wants_maps else inputs.mean((2, 3)))
+
+    def sweep():
         with torch.no_grad():
-            return see(self.maps["test"]).logits, method
+            for rows in torch.arange(len(maps)).split(batch_size):
+                yield rows, see(maps[rows])
+
+    for epoch in range(1, epochs + 1):
+        for rows in torch.randperm(len(maps)).split(batch_size):
+            batch = Batch(rows, epoch)
+            output = see(maps[rows])
+            loss = method.loss(output, method.targets(batch), batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.after_step(output, batch)
+        method.after_epoch(epoch, sweep)
+    return torch.no_grad()(see)
 
 
 def mean_ap(scores: torch.Tensor, truth: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdul_fast.training.methods.base import Batch, Method, Output
+from cdul_fast.training.methods.base import Batch, ObservedMethod, Output
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,13 @@ class AslSettings:
     unknown_negative: bool = False
 
 
-class Asl(Method):
+class Asl(ObservedMethod):
     """ASL over the known labels, summed."""
 
     name = "asl"
     supervision = "10%"
     Settings = AslSettings
     settings: AslSettings
-
-    def targets(self, batch: Batch) -> Tensor:
-        """1 for observed positives, 0 elsewhere."""
-        return (self.problem.observed[batch.rows] == 1).float()
 
     def loss(self, output: Output, targets: Tensor, batch: Batch) -> Tensor:
         """The sum over the entries that count."""
@@ -51,10 +47,6 @@ class Asl(Method):
         if self.settings.unknown_negative:
             return terms.sum()
         return (terms * (self.problem.observed[batch.rows] != 0)).sum()
-
-    def labels(self) -> Tensor:
-        """The observed positives."""
-        return (self.problem.observed == 1).float()
 
 
 def asymmetric_terms(

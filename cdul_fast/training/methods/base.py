@@ -151,6 +151,18 @@ class Method:
         """Restore what ``state`` gave."""
 
 
+class ObservedMethod(Method):
+    """A method that believes the observed positives, and them alone."""
+
+    def targets(self, batch: Batch) -> Tensor:
+        """1 for observed positives, 0 for everything else."""
+        return (self.problem.observed[batch.rows] == 1).float()
+
+    def labels(self) -> Tensor:
+        """The observed positives."""
+        return (self.problem.observed == 1).float()
+
+
 def entropy_terms(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of each entry, targets may be soft: [B, C]."""
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cdul_fast.training.methods.base import Batch, Method, Output, Problem, entropy_terms, mean_over
+from cdul_fast.training.methods.base import Batch, ObservedMethod, Output, Problem, entropy_terms, mean_over
 
 
-class Bce(Method):
+class Bce(ObservedMethod):
     """BCE, averaged over the observed entries (all B x C of them when every label is known)."""
 
     name = "bce"
@@ -24,14 +24,9 @@ class Bce(Method):
 
     def targets(self, batch: Batch) -> Tensor:
         """1 - e for observed positives, e for the rest (e = 0 without smoothing)."""
-        positive = (self.problem.observed[batch.rows] == 1).float()
-        return positive * (1 - 2 * self.smoothing) + self.smoothing
+        return super().targets(batch) * (1 - 2 * self.smoothing) + self.smoothing
 
     def loss(self, output: Output, targets: Tensor, batch: Batch) -> Tensor:
         """Mean BCE over the observed entries."""
         known = self.problem.observed[batch.rows] != 0
         return mean_over(entropy_terms(output.logits, targets), known)
-
-    def labels(self) -> Tensor:
-        """The observed positives."""
-        return (self.problem.observed == 1).float()

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from cdul_fast.training.methods.base import (
     Batch,
-    Method,
+    ObservedMethod,
     Output,
     Problem,
     Sweep,
     entropy_terms,
     mean_over,
 )
-from cdul_fast.training.methods.semantic import SemanticHead, contrastive
+from cdul_fast.training.methods.semantic import SemanticHead, class_features_of, contrastive
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SarbSettings:
     seed: int = 0
 
 
-class Sarb(Method):
+class Sarb(ObservedMethod):
     """BCE on known labels and on blended class features, and contrast.
 
     An unknown class of an image takes a * its own feature + (1 - a) * a feature of the class from an image
@@ -89,16 +89,10 @@ class Sarb(Method):
         """The learnable shares."""
         return self._shares
 
-    def targets(self, batch: Batch) -> Tensor:
-        """1 for observed positives, 0 elsewhere."""
-        return (self.problem.observed[batch.rows] == 1).float()
-
     def loss(self, output: Output, targets: Tensor, batch: Batch) -> Tensor:
         """The weighted sum of SARB's losses."""
         settings = self.settings
-        if output.class_features is None or self._head is None:
-            raise ValueError("method sarb needs class features: build its network with its own head")
-        features = output.class_features
+        features = class_features_of(output, self.name)
         observed = self.problem.observed[batch.rows]
         loss = mean_over(entropy_terms(output.logits, targets), observed != 0)
         loss = loss + settings.contrastive_weight * contrastive(features, observed)
@@ -136,18 +130,13 @@ class Sarb(Method):
         found: list[list[Tensor]] = [[] for _ in range(self.problem.classes)]
         for rows, output in sweep():
             positive = self.problem.observed[rows] == 1
-            if output.class_features is None:
-                raise ValueError("method sarb needs class features: build its network with its own head")
+            features = class_features_of(output, self.name)
             for number in range(self.problem.classes):
-                found[number].append(output.class_features[positive[:, number], number].float().cpu())
+                found[number].append(features[positive[:, number], number].float().cpu())
         generator = torch.Generator().manual_seed(self.settings.seed + epoch)
         self._centres = torch.stack(
             [cluster_centres(torch.cat(parts), self.settings.prototypes, generator) for parts in found]
         )
-
-    def labels(self) -> Tensor:
-        """The observed positives."""
-        return (self.problem.observed == 1).float()
 
     def state(self) -> dict[str, Tensor]:
         """The prototypes, once there are any."""

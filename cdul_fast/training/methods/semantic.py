@@ -71,6 +71,17 @@ class SemanticHead(nn.Module):
         return Output(self.classify(features), features)
 
 
+def class_features_of(output: Output, method: str) -> Tensor:
+    """The class features [B, C, F] of an output.
+
+    Raises:
+        ValueError: The network has another head than the method's own.
+    """
+    if output.class_features is None:
+        raise ValueError(f"method {method} needs class features: build its network with its own head")
+    return output.class_features
+
+
 def class_similarity(features: Tensor, others: Tensor | None = None) -> Tensor:
     """Cosine of the same class's features in pairs of images.
 

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from cdul_fast.training.methods.asl import asymmetric_terms
-from cdul_fast.training.methods.base import Batch, Method, Output, Problem, entropy_terms, mean_over
-from cdul_fast.training.methods.semantic import SemanticHead, class_similarity, contrastive
+from cdul_fast.training.methods.base import Batch, ObservedMethod, Output, Problem, entropy_terms, mean_over
+from cdul_fast.training.methods.semantic import (
+    SemanticHead,
+    class_features_of,
+    class_similarity,
+    contrastive,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class CoOccurrence(nn.Module):
         return pairs
 
 
-class Sst(Method):
+class Sst(ObservedMethod):
     """BCE on known labels, on labels transferred within and between images, co-occurrence and contrast."""
 
     name = "sst"
@@ -82,14 +87,10 @@ class Sst(Method):
         """The co-occurrence module."""
         return self.cooccurrence
 
-    def targets(self, batch: Batch) -> Tensor:
-        """1 for observed positives, 0 elsewhere."""
-        return (self.problem.observed[batch.rows] == 1).float()
-
     def loss(self, output: Output, targets: Tensor, batch: Batch) -> Tensor:
         """The weighted sum of SST's losses."""
         settings = self.settings
-        features = _class_features(output, self.name)
+        features = class_features_of(output, self.name)
         observed = self.problem.observed[batch.rows]
         terms = entropy_terms(output.logits, targets)
         pairs = self.cooccurrence(features)
@@ -105,10 +106,6 @@ class Sst(Method):
                 found = (score >= settings.margin) & (observed == 0)
                 loss = loss + settings.pseudo_weight * mean_over(positive_terms, found)
         return loss
-
-    def labels(self) -> Tensor:
-        """The observed positives."""
-        return (self.problem.observed == 1).float()
 
 
 def cooccurrence_loss(pairs: Tensor, observed: Tensor) -> Tensor:
@@ -148,9 +145,3 @@ def between_images(features: Tensor, observed: Tensor) -> Tensor:
     positive = (observed == 1).float().T
     total = torch.bmm(class_similarity(features), positive[:, :, None]).squeeze(-1)
     return (total / positive.sum(dim=1, keepdim=True).clamp(min=1)).T
-
-
-def _class_features(output: Output, name: str) -> Tensor:
-    if output.class_features is None:
-        raise ValueError(f"method {name} needs class features: build its network with its own head")
-    return output.class_features
