@@ -1,6 +1,6 @@
 """The sweep behind the training recipes: the same number of random trials for every method.
 
-    python benchmarks/training_sweep.py configs/compare_voc12_photos.yaml --trials 16 --methods cdul,soft,an
+    python -m benchmarks.training_sweep configs/compare_voc12_photos.yaml --trials 16 --methods cdul,soft,an
 
 Trials are judged on validation parts of the training photos, by truth; the test photos are not read. Linear
 heads of all trials of a method are trained side by side, as one matrix product a step, which is the same
@@ -15,6 +15,8 @@ import functools
 import json
 import math
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -28,8 +30,11 @@ from cdul_fast.training.methods import Batch, Method, Output, create_method, met
 from cdul_fast.training.optim import learning_rate_factor
 from cdul_fast.training.recipes import Recipe
 
-LRS = (3e-4, 1e-3, 3e-3)
-DECAYS = (0.3, 1.0, 3.0, 10.0, 20.0)
+# Learning rates and decays of the first round, by how features are scaled; alike for all methods.
+RATES = {
+    "standardise": ((3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0, 10.0, 20.0)),
+    "none": ((1e-3, 3e-3, 1e-2), (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)),
+}
 # Own settings of each method; "scale" is the softmax scale of the soft labels.
 SPACES: dict[str, dict[str, tuple]] = {
     "soft": {"scale": (20.0, 50.0, 100.0, 200.0)},
@@ -56,13 +61,14 @@ SPACES: dict[str, dict[str, tuple]] = {
 LEAST = 5
 
 
-def draw_trials(method: str, count: int, epochs: int, seed: int = 0) -> list[Recipe]:
+def draw_trials(method: str, count: int, epochs: int, scaling: str, seed: int = 0) -> list[Recipe]:
     """Distinct random points of a method's space; learning rates and decays are drawn alike for all."""
+    lrs, decays = RATES[scaling]
     generator = np.random.default_rng(seed)
     space = SPACES.get(method, {})
     trials: list[Recipe] = []
     while len(trials) < count:
-        lr, decay = (float(generator.choice(values)) for values in (LRS, DECAYS))
+        lr, decay = (float(generator.choice(values)) for values in (lrs, decays))
         own = {name: values[int(generator.integers(len(values)))] for name, values in space.items()}
         scale = own.pop("scale", 100.0)
         trial = Recipe(lr, decay, scale, epochs, own)
@@ -70,7 +76,7 @@ def draw_trials(method: str, count: int, epochs: int, seed: int = 0) -> list[Rec
             trials.append(trial)
         if not space:
             trials = list({json.dumps(dataclasses.asdict(t)): t for t in trials}.values())
-            if len(trials) == len(LRS) * len(DECAYS):
+            if len(trials) == len(lrs) * len(decays):
                 break
     return trials
 
@@ -199,7 +205,9 @@ def sweep_method(bench: Bench, name: str, trials: list[Recipe], splits: list[int
                 result = train_one(bench, name, trial, seed, rows=fit)
                 scores[t, place] = result.test(bench.features(name)[held], targets, LEAST)[0]
             continue
-        features = standardised(bench.features(name), fit)
+        features = bench.features(name).float()
+        if bench.standardise:
+            features = standardised(features, fit)
         methods = [
             create_method(name, bench.problem(name, trial.label_scale, seed, fit), trial.options)
             for trial in trials
@@ -232,13 +240,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--map-epochs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", default="benchmarks/results/training_sweep.json")
+    parser.add_argument("--feature-scaling", choices=tuple(RATES), help="without it as the config says")
+    parser.add_argument("--out", help="without it benchmarks/results/training_sweep[_unscaled].json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = parse_config(CompareConfig, "training_sweep", ["--config", given.config])
+    flags = ["--config", given.config]
+    if given.feature_scaling:
+        flags += ["--feature-scaling", given.feature_scaling]
+    config = parse_config(CompareConfig, "training_sweep", flags)
+    scaling = config.feature_scaling
     names = config.method_list() if given.methods == "all" else tuple(given.methods.split(","))
     bench = prepare(config)
-    out = Path(given.out)
+    suffix = "" if scaling == "standardise" else "_unscaled"
+    out = Path(given.out or f"benchmarks/results/training_sweep{suffix}.json")
     stored = json.loads(out.read_text()) if out.is_file() else {"methods": {}}
     for name in names:
         start = time.perf_counter()
@@ -246,7 +260,7 @@ def main() -> None:
         splits = [int(s) for s in given.splits.split(",")]
         rows = stored["methods"].get(name, {}).get("trials", [])
         if not rows:
-            rows = sweep_method(bench, name, draw_trials(name, given.trials, epochs), splits)
+            rows = sweep_method(bench, name, draw_trials(name, given.trials, epochs, scaling), splits)
         rows.sort(key=_rank)
         if given.refine:
             known = [_recipe(row) for row in rows]
@@ -254,7 +268,8 @@ def main() -> None:
             rows = sorted(rows + sweep_method(bench, name, trials, splits), key=_rank)
         seconds = round(time.perf_counter() - start, 1)
         stored["methods"][name] = {"seconds": seconds, "trials": rows}
-        stored["command"] = "python benchmarks/training_sweep.py " + given.config
+        stored["command"] = shlex.join(["python -m benchmarks.training_sweep", *sys.argv[1:]])
+        stored["feature_scaling"] = scaling
         stored["torch"] = torch.__version__
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(stored, indent=1))
