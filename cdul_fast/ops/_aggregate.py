@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from cdul_fast import _native
@@ -33,6 +34,13 @@ class _Params(NamedTuple):
 
 
 def _checked(aggregator: str, scale: float, zeta: float, lam: float) -> _Params:
+    # Plain values were mostly seen before, and a call takes some tens of microseconds only.
+    if type(aggregator) is str and type(scale) is type(zeta) is type(lam) is float:
+        return _known(aggregator, scale, zeta, lam)
+    return _read(aggregator, scale, zeta, lam)
+
+
+def _read(aggregator: str, scale: float, zeta: float, lam: float) -> _Params:
     if aggregator not in AGGREGATORS:
         raise ValueError(f"aggregator: got {aggregator!r}, expected one of {', '.join(AGGREGATORS)}")
     if not 0 < check_number("scale", scale) <= 10_000:
@@ -42,6 +50,9 @@ def _checked(aggregator: str, scale: float, zeta: float, lam: float) -> _Params:
     if not -1 <= check_number("lam", lam) <= 1:
         raise ValueError(f"lam: got {lam}, expected a number in [-1, 1]")
     return _Params(AGGREGATORS.index(aggregator), float(scale), float(zeta), float(lam))
+
+
+_known = lru_cache(maxsize=64)(_read)
 
 
 def _checked_views(views: int, name: str, layout: str) -> None:

@@ -71,13 +71,14 @@ def check_array(x: object, name: str, ndim: int | None, layout: str, *, device: 
         TypeError: ``x`` is neither a NumPy array nor a torch tensor.
         ValueError: the rank is wrong, or the tensor lies on another device or is sparse.
     """
-    if not isinstance(x, np.ndarray) and not is_tensor(x):
+    tensor = is_tensor(x)
+    if not tensor and not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: got {type(x).__name__}, expected a NumPy array or a torch tensor {layout}")
     array: Any = x
-    place = array.device if is_tensor(array) and not array.is_cpu else None
+    place = array.device if tensor and not array.is_cpu else None
     if place != device:
         raise ValueError(f"{name}: lies on {place or 'the CPU'}, expected {device or 'the CPU'}")
-    if is_tensor(array) and array.layout is not sys_torch().strided:
+    if tensor and array.layout is not _strided():
         raise ValueError(f"{name}: got a {array.layout} tensor, expected a dense one {layout}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name}: got {describe(array)}, expected {ndim} dimensions {layout}")
@@ -123,7 +124,7 @@ def writable(
     array = check_array(x, name, None, layout, device=device)
     if dtype_name(array) != dtype:
         raise TypeError(f"{name}: got {describe(array)}, expected {dtype}")
-    if tuple(array.shape) != shape:
+    if array.shape != shape:
         raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected {shape} {layout}")
     if is_tensor(array):
         if not array.is_contiguous():
@@ -147,7 +148,8 @@ def new_like(x: Array, shape: tuple[int, ...]) -> Array:
 def strides_bytes(x: Array) -> tuple[int, ...]:
     """Bytes from an element to the next along each dimension."""
     if is_tensor(x):
-        return tuple(step * x.element_size() for step in x.stride())
+        size = x.element_size()
+        return x.stride() if size == 1 else tuple(step * size for step in x.stride())
     return tuple(x.strides)
 
 
@@ -177,7 +179,7 @@ def cuda_device(x: object) -> Any:
 
 def from_cuda_interface(x: object) -> Any:
     """Another library's array on a GPU as a tensor on the same memory; everything else as it is."""
-    if not is_tensor(x) and hasattr(x, "__cuda_array_interface__"):
+    if x is not None and not is_tensor(x) and hasattr(x, "__cuda_array_interface__"):
         return sys_torch().as_tensor(x, device="cuda")
     return x
 
@@ -188,6 +190,8 @@ def check_number(name: str, value: object) -> float:
     Raises:
         TypeError: it is no number.
     """
+    if type(value) is float:
+        return value
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     try:
@@ -205,11 +209,16 @@ def thread_count(threads: int | None) -> int:
     """
     if threads is None:
         return 0
-    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
+    if type(threads) is not int and (isinstance(threads, bool) or not hasattr(threads, "__index__")):
         raise TypeError(f"threads: got {threads!r}, expected an integer, or None for all cores")
     if threads < 1:
         raise ValueError(f"threads: got {threads}, expected at least 1, or None for all cores")
     return min(int(threads), _MOST_THREADS)
+
+
+@cache
+def _strided() -> Any:
+    return sys_torch().strided
 
 
 def sys_torch() -> Any:

@@ -80,10 +80,9 @@ void aggregate(const float* cosines, int64_t images, int64_t views, int64_t clas
   const int64_t tasks = (images + per_task - 1) / per_task;
   float* const buffers = static_cast<float*>(workspace);
   for_tasks(tasks, static_cast<int>(std::min<int64_t>(threads, tasks)), [&](int64_t task, int64_t slot) {
-    const int64_t end = std::min(images, (task + 1) * per_task);
-    for (int64_t i = task * per_task; i < end; ++i)
-      kernels.photo(cosines + i * views * classes, classes, views, classes, params, scores + i * classes,
-                    buffers + slot * photo_buffers(classes));
+    const int64_t first = task * per_task;
+    kernels.photos(cosines + first * views * classes, std::min(per_task, images - first), classes, views,
+                   classes, params, scores + first * classes, buffers + slot * photo_buffers(classes));
   });
 }
 
@@ -126,9 +125,8 @@ void aggregate_embeddings(const void* embeddings, ElementType type, const float*
         std::memcpy(cosines + (first * views + r) * classes, products + r * padded,
                     static_cast<size_t>(classes) * sizeof(float));
     if (scores != nullptr)
-      for (int64_t i = 0; i < photos; ++i)
-        kernels.photo(products + i * views * padded, padded, views, classes, params,
-                      scores + (first + i) * classes, mine + layout.buffers);
+      kernels.photos(products, photos, padded, views, classes, params, scores + first * classes,
+                     mine + layout.buffers);
   });
 }
 

@@ -4,5 +4,5 @@
 #include "similarity_kernels.h"
 
 namespace cdul {
-const AggregateTable kAggregateAvx2 = {&aggregate_photo, &pack, &multiply};
+const AggregateTable kAggregateAvx2 = {&aggregate_photos, &pack, &multiply};
 }  // namespace cdul

@@ -1,6 +1,7 @@
 // AVX-512 and its bfloat16 instructions; the table is used only where the processor has both.
 #include "simd_avx512.h"
 // (first: the loops below are written in terms of it)
+#include "aggregate_overlapped.h"
 #include "similarity_kernels.h"
 
 namespace cdul {
@@ -67,6 +68,6 @@ void pack_bf16(const float* texts, int64_t first_class, int64_t classes, int64_t
 
 }  // namespace
 
-const AggregateTable kAggregateAvx512Bf16 = {&aggregate_photo, &pack_bf16, &multiply_bf16};
+const AggregateTable kAggregateAvx512Bf16 = {&overlapped_photos, &pack_bf16, &multiply_bf16};
 
 }  // namespace cdul

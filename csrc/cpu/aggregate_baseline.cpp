@@ -4,5 +4,5 @@
 #include "similarity_kernels.h"
 
 namespace cdul {
-const AggregateTable kAggregateBaseline = {&aggregate_photo, &pack, &multiply};
+const AggregateTable kAggregateBaseline = {&aggregate_photos, &pack, &multiply};
 }  // namespace cdul

@@ -118,6 +118,13 @@ inline float softmax_block(const float* cosines, int64_t stride, int64_t views, 
 
 enum class Reduction { sum, high, high_and_low };
 
+inline Reduction reduction_of(const AggregateParams& params) {
+  if (params.aggregator == Aggregator::mean) return Reduction::sum;
+  // At zeta 0 alpha always reaches it.
+  return params.aggregator == Aggregator::cdul && params.zeta > 0.f ? Reduction::high_and_low
+                                                                    : Reduction::high;
+}
+
 // What the reduction over a photo's views keeps for each class while it goes through its blocks of views.
 struct Running {
   float* global;
@@ -213,12 +220,17 @@ void aggregate_photo_of(const float* cosines, int64_t stride, int64_t views, int
     const Simd::Reg factor = Simd::set(1.f / Simd::reduce_add(sum));
     for (int64_t i = 0; i < classes; i += Simd::kWidth)
       store_lanes(scores + i, lanes(i, classes), Simd::mul(Simd::load(buffers + i), factor));
-  } else if (params.aggregator == Aggregator::mean) {
-    reduce_photo<Reduction::sum, kVectors>(cosines, stride, views, classes, params, scores, buffers);
-  } else if (params.aggregator == Aggregator::cdul && params.zeta > 0.f) {
-    reduce_photo<Reduction::high_and_low, kVectors>(cosines, stride, views, classes, params, scores, buffers);
-  } else {  // at zeta 0 alpha always reaches it
-    reduce_photo<Reduction::high, kVectors>(cosines, stride, views, classes, params, scores, buffers);
+    return;
+  }
+  switch (reduction_of(params)) {
+    case Reduction::sum:
+      return reduce_photo<Reduction::sum, kVectors>(cosines, stride, views, classes, params, scores, buffers);
+    case Reduction::high_and_low:
+      return reduce_photo<Reduction::high_and_low, kVectors>(cosines, stride, views, classes, params, scores,
+                                                             buffers);
+    case Reduction::high:
+      return reduce_photo<Reduction::high, kVectors>(cosines, stride, views, classes, params, scores,
+                                                     buffers);
   }
 }
 
@@ -233,10 +245,12 @@ void aggregate_photo_among(std::integer_sequence<int, kVectors...>, const float*
   photo(cosines, stride, views, classes, params, scores, buffers);
 }
 
-void aggregate_photo(const float* cosines, int64_t stride, int64_t views, int64_t classes,
-                     const AggregateParams& params, float* scores, float* buffers) {
-  aggregate_photo_among(std::make_integer_sequence<int, Simd::kUnrolledVectors + 1>{}, cosines, stride, views,
-                        classes, params, scores, buffers);
+void aggregate_photos(const float* cosines, int64_t photos, int64_t stride, int64_t views, int64_t classes,
+                      const AggregateParams& params, float* scores, float* buffers) {
+  using Unrolled = std::make_integer_sequence<int, Simd::kUnrolledVectors + 1>;
+  for (int64_t i = 0; i < photos; ++i)
+    aggregate_photo_among(Unrolled{}, cosines + i * views * stride, stride, views, classes, params,
+                          scores + i * classes, buffers);
 }
 
 }  // namespace

@@ -22,9 +22,9 @@ constexpr int64_t block_views(int64_t classes) {
   return fits < 1 ? 1 : fits < kMaxBlockViews ? fits : kMaxBlockViews;
 }
 
-// Floats that one photo's aggregation wants.
+// Floats that the aggregation wants, of any number of photos.
 constexpr int64_t photo_buffers(int64_t classes) {
-  return (3 + block_views(classes)) * padded_classes(classes);
+  return (3 + 2 * block_views(classes)) * padded_classes(classes);
 }
 
 // Some rows of embeddings. `words`: room for `rows` rows of `dim` floats, used where the rows
@@ -38,11 +38,12 @@ struct EmbeddingRows {
 };
 
 struct AggregateTable {
-  // Scores of one photo. `buffers`: photo_buffers() floats.
-  void (*photo)(const float* cosines,  // [views, stride]
-                int64_t stride, int64_t views, int64_t classes, const AggregateParams& params,
-                float* scores,  // [classes], out
-                float* buffers);
+  // Scores of some photos in a row. `buffers`: photo_buffers() floats, on a cache line.
+  void (*photos)(const float* cosines,  // [photos, views, stride]
+                 int64_t photos, int64_t stride, int64_t views, int64_t classes,
+                 const AggregateParams& params,
+                 float* scores,  // [photos, classes], out
+                 float* buffers);
 
   // Normalises kMaxWidth classes from `first_class` on and lays them out for multiply(); classes from
   // `classes` on are zeros.

@@ -46,6 +46,11 @@ alignas(64) constexpr uint32_t kSixteenthPowers[16] = {
     0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
     0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
 
+// (2^r - 1) / r for r within a thirty-second of 0, so that 2^r comes out to a relative 4.3e-7.
+inline Simd::Reg exp2_sixteenth_slope(Simd::Reg r) {
+  return Simd::fma(Simd::set(2.402264247e-01f), r, Simd::set(6.931877131e-01f));
+}
+
 // 2^t for t in [-100, 100], to a relative 5e-7: near enough for a softmax. NaN stays NaN.
 template <class S = Simd>
 inline Simd::Reg exp2_softmax(Simd::Reg t) {
@@ -53,8 +58,7 @@ inline Simd::Reg exp2_softmax(Simd::Reg t) {
     const Simd::Reg rounding = Simd::set(kRounding / 16);  // to sixteenths
     const Simd::Reg k = Simd::add(t, rounding);
     const Simd::Reg r = Simd::sub(t, Simd::sub(k, rounding));
-    Simd::Reg p = Simd::fma(Simd::set(2.402264247e-01f), r, Simd::set(6.931877131e-01f));  // error 4.3e-07
-    p = Simd::fma(p, r, Simd::set(1.f));
+    const Simd::Reg p = Simd::fma(exp2_sixteenth_slope(r), r, Simd::set(1.f));
     return Simd::mul(p, S::scale_looked_up(S::look_up(kSixteenthPowers, k), k));
   } else {
     const Simd::Reg k = Simd::add(t, Simd::set(kRounding));

@@ -69,6 +69,19 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
   }
 
+  // seen | (a ^ b), bit by bit: what of `a` ever differed from `b`.
+  static Reg or_difference(Reg seen, Reg a, Reg b) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(seen), _mm512_castps_si512(a),
+                                                         _mm512_castps_si512(b), 0xf6));
+  }
+  static bool any_bit(Reg a, uint32_t mask) {
+    return _mm512_test_epi32_mask(_mm512_castps_si512(a), _mm512_set1_epi32(static_cast<int>(mask))) != 0;
+  }
+  static bool all_between(Reg a, float low, float high) {
+    return (_mm512_cmp_ps_mask(a, set(low), _CMP_GT_OQ) & _mm512_cmp_ps_mask(a, set(high), _CMP_LT_OQ)) ==
+           0xffff;
+  }
+
  private:
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 };

@@ -164,6 +164,22 @@ def test_one_view_is_global(level, aggregator):
     np.testing.assert_array_equal(scores, ops.aggregate(cosines, aggregator="global"))
 
 
+@pytest.mark.parametrize("aggregator", ops.AGGREGATORS)
+@pytest.mark.parametrize(("views", "classes"), [(2, 1), (10, 80), (16, 96), (17, 96), (16, 97)])
+def test_a_photo_of_far_cosines_changes_no_neighbour(level, aggregator, views, classes):
+    cosines = random_cosines(3, 9, views, classes)
+    cosines[1] -= 3.0  # all far below its neighbours
+    cosines[2, -1] += 0.9  # one view's softmax far above the first view's
+    cosines[4] *= 4.0  # spread over more than a power of two can hold
+    cosines[5, -1, -1] = -np.inf if classes > 1 else 0.0
+    cosines[7, 0] -= 0.9
+    rule = {"aggregator": aggregator, "zeta": 0.3, "lam": 0.7}
+    together = ops.aggregate(cosines, threads=1, **rule)
+    check_scores(together, cosines, SCORE_TOLERANCE, **rule)
+    alone = [ops.aggregate(cosines[i : i + 1], **rule) for i in range(len(cosines))]
+    np.testing.assert_array_equal(np.concatenate(alone), together)
+
+
 def test_threads_do_not_change_the_result(level):
     cosines = random_cosines(5, 70, 10, 80)
     images, texts = clip_like(256)
