@@ -331,6 +331,7 @@ void crop_resize(const CropResizeParams& params) {
 
   std::vector<float> table_f32(3 * 256);
   std::vector<uint16_t> table_16;
+  std::vector<uint8_t> table_bytes;
   PixelFormat format{};
   format.type = params.type;
   if (params.type != PixelType::uint8) {
@@ -346,6 +347,13 @@ void crop_resize(const CropResizeParams& params) {
     for (const float value : table_f32)
       table_16.push_back(params.type == PixelType::bfloat16 ? bfloat16_bits(value) : float16_bits(value));
     format.table_16 = table_16.data();
+    table_bytes.resize(2 * table_16.size());
+    for (size_t i = 0; i < table_16.size(); ++i) {
+      uint8_t* const low = &table_bytes[i / 256 * 512 + i % 256];
+      low[0] = static_cast<uint8_t>(table_16[i]);
+      low[256] = static_cast<uint8_t>(table_16[i] >> 8);
+    }
+    format.table_bytes = table_bytes.data();
   }
   if (params.type != PixelType::uint8) format.exact = kernels.formula_is_exact(format);
 

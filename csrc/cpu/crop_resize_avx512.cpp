@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "crop_resize_kernels.h"
+#include "crop_stores_avx512.h"
 
 namespace cdul::crop {
 namespace {
@@ -16,8 +17,9 @@ constexpr int32_t kHalfHigh = kHalf >> 16;
 // How far ahead of its use a row of a large photo is fetched: sixteen streams are more than the hardware
 // follows.
 constexpr int64_t kPrefetchBytes = 192;
-constexpr int64_t kSlotBytes = 3 * 64;
-static_assert(kSlotBytes <= kRingGroupBytes);
+static_assert(3 * 64 <= kRingGroupBytes);
+// Groups that are transposed before they are needed: what was stored just now is slow to load.
+constexpr int64_t kGroupsAhead = 4;
 
 struct Weights {
   __m512i high, mid, low;
@@ -90,8 +92,9 @@ class TransposedRows {
     while (made_ <= last) step();
   }
 
-  inline __m512i load(int64_t group, int channel) const {
-    return _mm512_load_si512(ring_ + (group & mask_) * kSlotBytes + 64 * channel);
+  // The dwords of a group, a channel each.
+  inline const __m512i* slot(int64_t group) const {
+    return reinterpret_cast<const __m512i*>(ring_ + (group & mask_) * kRingGroupBytes);
   }
 
  private:
@@ -100,7 +103,7 @@ class TransposedRows {
     load_sixteen_pixels(4 * made_, groups);
     for (int i = 0; i < 4; ++i, ++made_)
       for (int channel = 0; channel < 3; ++channel)
-        _mm512_store_si512(ring_ + (made_ & mask_) * kSlotBytes + 64 * channel, groups[channel][i]);
+        _mm512_store_si512(ring_ + (made_ & mask_) * kRingGroupBytes + 64 * channel, groups[channel][i]);
   }
 
   // groups[channel][i], lane r: pixels 4i..4i+3 of the sixteen from `pixel` on, of row r; zero past the
@@ -149,252 +152,184 @@ class TransposedRows {
   int64_t made_ = 0;
 };
 
-// The pixel values of four output columns of 16 rows, from windows of four pixels that start anywhere.
-inline void four_columns_of_four(const TransposedRows& rows, const int32_t* const* coeffs,
-                                 const int64_t* first, __m512i out[3][4]) {
-  for (int i = 0; i < 4; ++i) {
-    const Weights w = broadcast(coeffs[i]);
-    const int64_t group = first[i] / 4, shift = first[i] % 4;
-    for (int channel = 0; channel < 3; ++channel) {
-      const __m512i window = shifted_pair(rows.load(group, channel), shift, rows.load(group + 1, channel));
-      out[channel][i] = dot_one(window, w);
-    }
-  }
-}
-
-// The same for one column, from whole groups.
+// The pixel values of one output column of 16 rows, from whole groups.
 inline void one_column_of_many(const TransposedRows& rows, const int32_t* coeffs, int64_t first,
                                int64_t groups, __m512i* red, __m512i* green, __m512i* blue) {
   Sums r, g, b;
   for (int64_t group = first; group < first + groups; ++group, coeffs += kPlanes) {
     const Weights w = broadcast(coeffs);
-    r.add(rows.load(group, 0), w);
-    g.add(rows.load(group, 1), w);
-    b.add(rows.load(group, 2), w);
+    const __m512i* const slot = rows.slot(group);
+    r.add(slot[0], w);
+    g.add(slot[1], w);
+    b.add(slot[2], w);
   }
   *red = r.value();
   *green = g.value();
   *blue = b.value();
 }
 
-template <bool kSliding>
-void horizontal_as(const HorizontalJob& job) {
+// Where the intermediate of 16 rows goes, a channel at a time.
+class FourGroups {
+ public:
+  explicit FourGroups(const HorizontalJob& job)
+      : out_{job.out[0], job.out[1], job.out[2], job.out[3]}, pitch_(job.pitch) {}
+
+  // Four columns of a channel, from `column` on. Packing clamps, and leaves four columns of rows 4k..4k+3 in
+  // 128-bit lane k: one piece of each group.
+  inline void store(int channel, int64_t column, const __m512i values[4]) const {
+    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(values[0], values[1]),
+                                              _mm512_packs_epi32(values[2], values[3]));
+    const int64_t at = channel * pitch_ + column;
+    _mm_store_si128(reinterpret_cast<__m128i*>(out_[0] + at), _mm512_castsi512_si128(bytes));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out_[1] + at), _mm512_extracti32x4_epi32(bytes, 1));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out_[2] + at), _mm512_extracti32x4_epi32(bytes, 2));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out_[3] + at), _mm512_extracti32x4_epi32(bytes, 3));
+  }
+
+ private:
+  uint32_t* const out_[4];
+  const int64_t pitch_;
+};
+
+// Windows of four pixels that start anywhere: one group of weights each.
+void horizontal_sliding(const HorizontalJob& job) {
   TransposedRows rows(job);
-  const PackedAxis axis = *job.axis;
-  const int64_t pitch = job.pitch;
-  uint32_t* const out[4] = {job.out[0], job.out[1], job.out[2], job.out[3]};
-  for (int64_t x = 0; x < axis.count; x += 4) {
-    int64_t first[4], groups[4];
-    const int32_t* coeffs[4];
-    for (int i = 0; i < 4; ++i) {  // past the last column, that one again: the intermediate is wide enough
-      const int64_t column = x + i < axis.count ? x + i : axis.count - 1;
-      first[i] = axis.first[column];
-      groups[i] = axis.groups[column];
-      coeffs[i] = axis.coeffs + column * axis.max_groups * kPlanes;
-    }
-    rows.make(kSliding ? first[3] / 4 + 1 : first[3] + groups[3] - 1);
+  const FourGroups out(job);
+  const int32_t* first = job.axis->first;
+  const int32_t* coeffs = job.axis->coeffs;
+  const int64_t count = job.axis->count, last_group = (job.width + 3) / 4;
+  for (int64_t x = 0; x < count; x += 4, first += 4, coeffs += 4 * kPlanes) {
+    const int64_t wanted = first[3] / 4 + 1 + kGroupsAhead;
+    rows.make(wanted < last_group ? wanted : last_group);
     __m512i values[3][4];
-    if (kSliding)
-      four_columns_of_four(rows, coeffs, first, values);
-    else
-      for (int i = 0; i < 4; ++i)
-        one_column_of_many(rows, coeffs[i], first[i], groups[i], &values[0][i], &values[1][i], &values[2][i]);
-    for (int channel = 0; channel < 3; ++channel) {
-      // Packing clamps, and leaves four columns of rows 4k..4k+3 in 128-bit lane k: one piece of each group.
-      const __m512i p01 = _mm512_packs_epi32(values[channel][0], values[channel][1]);
-      const __m512i p23 = _mm512_packs_epi32(values[channel][2], values[channel][3]);
-      const __m512i bytes = _mm512_packus_epi16(p01, p23);
-      const int64_t at = channel * pitch + x;
-      _mm_store_si128(reinterpret_cast<__m128i*>(out[0] + at), _mm512_castsi512_si128(bytes));
-      _mm_store_si128(reinterpret_cast<__m128i*>(out[1] + at), _mm512_extracti32x4_epi32(bytes, 1));
-      _mm_store_si128(reinterpret_cast<__m128i*>(out[2] + at), _mm512_extracti32x4_epi32(bytes, 2));
-      _mm_store_si128(reinterpret_cast<__m128i*>(out[3] + at), _mm512_extracti32x4_epi32(bytes, 3));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Weights w = broadcast(coeffs + i * kPlanes);
+      const uint32_t pixel = static_cast<uint32_t>(first[i]);
+      const __m512i* const here = rows.slot(pixel / 4);
+      const __m512i* const next = rows.slot(pixel / 4 + 1);
+      const __m512i index = _mm512_load_si512(kShift.index[pixel % 4]);
+#pragma GCC unroll 3
+      for (int channel = 0; channel < 3; ++channel)
+        values[channel][i] = dot_one(_mm512_permutex2var_epi8(here[channel], index, next[channel]), w);
     }
+    for (int channel = 0; channel < 3; ++channel) out.store(channel, x, values[channel]);
+  }
+}
+
+// Windows of several whole groups.
+void horizontal_aligned(const HorizontalJob& job) {
+  TransposedRows rows(job);
+  const FourGroups out(job);
+  const PackedAxis axis = *job.axis;
+  for (int64_t x = 0; x < axis.count; x += 4) {
+    rows.make(axis.first[x + 3] + axis.groups[x + 3] - 1);
+    __m512i values[3][4];
+    for (int i = 0; i < 4; ++i)
+      one_column_of_many(rows, axis.coeffs + (x + i) * axis.max_groups * kPlanes, axis.first[x + i],
+                         axis.groups[x + i], &values[0][i], &values[1][i], &values[2][i]);
+    for (int channel = 0; channel < 3; ++channel) out.store(channel, x, values[channel]);
   }
 }
 
 void horizontal(const HorizontalJob& job) {
-  return job.axis->sliding ? horizontal_as<true>(job) : horizontal_as<false>(job);
+  return job.axis->sliding ? horizontal_sliding(job) : horizontal_aligned(job);
 }
 
 // ---- second pass ---------------------------------------------------------------------------------------
 
-// Values of 64 columns, clamped to bytes: dword i of 128-bit lane k holds columns 16i + 4k .. 16i + 4k + 3.
-inline __m512i pack(const __m512i values[4]) {
-  return _mm512_packus_epi16(_mm512_packs_epi32(values[0], values[1]),
-                             _mm512_packs_epi32(values[2], values[3]));
-}
+// Writes each block when the next one comes, whose sums then need not wait for this one's normalisation.
+template <class Store>
+class Delayed {
+ public:
+  explicit Delayed(const Store& store) : store_(store) {}
 
-// (pixel / 255 - mean) / std; see PixelFormat::Channel. The pixel comes as the dword p * 0x01010101, the
-// first 32 bits of p / 255 in binary; what follows them is more than nothing and, from the 24th bit on, at
-// least half of that bit, so that rounding the dword up to 24 bits is the correctly rounded p / 255, times
-// 2^32.
-struct Normaliser {
-  __m512 mean, high, low;
-
-  explicit Normaliser(const PixelFormat::Channel& c)
-      : mean(_mm512_set1_ps(c.mean * 0x1p32f)),
-        high(_mm512_set1_ps(c.inverse_std_high * 0x1p-32f)),
-        low(_mm512_set1_ps(c.inverse_std_low * 0x1p-32f)) {}
-
-  inline __m512 operator()(__m512i pixels) const {
-    const __m512 scaled = _mm512_cvt_roundepu32_ps(pixels, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-    const __m512 centred = _mm512_sub_ps(scaled, mean);
-    return _mm512_fmadd_ps(centred, high, _mm512_mul_ps(centred, low));
-  }
-};
-
-// A store takes values of 64 columns, not yet clamped, and writes the first n of them.
-template <bool kExact>
-struct StoreFloat32 {
-  Normaliser normalise;
-  const float* table;
-  bool non_temporal;
-  __m512i spread[4];  // byte d of dword i of a lane, four times, to dword d
-
-  StoreFloat32(const FinishJob& job, int channel)
-      : normalise(job.format->channel[channel]),
-        table(job.format->table_f32 + 256 * channel),
-        non_temporal(job.non_temporal) {
-    const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303));
-    for (int i = 0; i < 4; ++i)
-      spread[i] = _mm512_add_epi8(first, _mm512_set1_epi8(static_cast<char>(4 * i)));
+  inline void whole(__m512i packed, char* out) {
+    flush();
+    packed_ = packed;
+    out_ = out;
   }
 
-  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
-    const __m512i packed = pack(values);
-    float* const to = reinterpret_cast<float*>(out);
-    if (n >= 64) {
-      for (int i = 0; i < 4; ++i) store(to + 16 * i, result(packed, i));
-      return;
-    }
-    for (int i = 0; 16 * i < n; ++i)
-      _mm512_mask_storeu_ps(to + 16 * i,
-                            n - 16 * i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n % 16)) - 1),
-                            result(packed, i));
+  inline void flush() const {
+    if (out_) store_.whole(packed_, out_);
   }
 
  private:
-  inline __m512 result(__m512i packed, int i) const {
-    const __m512i pixels = _mm512_shuffle_epi8(packed, spread[i]);
-    if (kExact) return normalise(pixels);
-    return _mm512_i32gather_ps(_mm512_and_si512(pixels, _mm512_set1_epi32(255)), table, 4);
-  }
-
-  inline void store(float* to, __m512 value) const {
-    if (non_temporal)
-      _mm512_stream_ps(to, value);
-    else
-      _mm512_storeu_ps(to, value);
-  }
+  const Store& store_;
+  __m512i packed_ = _mm512_setzero_si512();
+  char* out_ = nullptr;
 };
 
-inline void store_bytes(char* out, __m512i value, int64_t n, bool non_temporal) {
-  if (n < 64)
-    _mm512_mask_storeu_epi8(out, n > 0 ? (1ull << n) - 1 : 0, value);
-  else if (non_temporal)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), value);
-  else
-    _mm512_storeu_si512(out, value);
-}
-
-// bfloat16 and float16: a table of 256 low bytes and one of 256 high bytes, in registers.
-struct Store16 {
-  __m512i low[4], high[4];
-  bool non_temporal;
-
-  Store16(const FinishJob& job, int channel) : non_temporal(job.non_temporal) {
-    alignas(64) uint8_t bytes[2][256];
-    for (int p = 0; p < 256; ++p) {
-      bytes[0][p] = static_cast<uint8_t>(job.format->table_16[256 * channel + p]);
-      bytes[1][p] = static_cast<uint8_t>(job.format->table_16[256 * channel + p] >> 8);
-    }
-    for (int i = 0; i < 4; ++i) {
-      low[i] = _mm512_load_si512(bytes[0] + 64 * i);
-      high[i] = _mm512_load_si512(bytes[1] + 64 * i);
-    }
-  }
-
-  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
-    // Columns 8k..8k+7 and 32+8k..32+8k+7 to lane k: unpacking makes words of them in order.
-    const __m512i order = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 1, 5, 3, 7, 9, 13, 11, 15);
-    const __m512i pixels = _mm512_permutexvar_epi32(order, pack(values));
-    const __mmask64 upper = _mm512_movepi8_mask(pixels);
-    const __m512i low_bytes = look_up(low, pixels, upper), high_bytes = look_up(high, pixels, upper);
-    store_bytes(out, _mm512_unpacklo_epi8(low_bytes, high_bytes), 2 * n, non_temporal);
-    store_bytes(out + 64, _mm512_unpackhi_epi8(low_bytes, high_bytes), 2 * n - 64, non_temporal);
-  }
-
- private:
-  static inline __m512i look_up(const __m512i table[4], __m512i index, __mmask64 upper) {
-    return _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(table[0], index, table[1]),
-                                  _mm512_permutex2var_epi8(table[2], index, table[3]));
-  }
-};
-
-struct StoreUint8 {
-  bool non_temporal;
-
-  StoreUint8(const FinishJob& job, int) : non_temporal(job.non_temporal) {}
-
-  inline void operator()(const __m512i values[4], char* out, int64_t n) const {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    store_bytes(out, _mm512_permutexvar_epi32(order, pack(values)), n, non_temporal);
-  }
-};
+constexpr int64_t kBlockColumns = 64;
 
 // Windows of one group; kShifted where it starts inside a dword.
 template <class Store, int kRows, bool kShifted>
 void finish_single(const FinishJob& job, int64_t pixel_bytes) {
-  constexpr int kVectors = 4;
-  const int64_t columns = job.columns;
   Weights weights[kRows];
   for (int row = 0; row < kRows; ++row) weights[row] = broadcast(job.coeffs[row]);
-  const int64_t shift = job.shift;
+  const int64_t columns = job.columns, shift = job.shift;
   for (int channel = 0; channel < 3; ++channel) {
     const Store store(job, channel);
     const uint32_t* const here = job.window[0] + channel * job.pitch;
     const uint32_t* const next = kShifted ? job.window[1] + channel * job.pitch : here;
     char* out[kRows];
     for (int row = 0; row < kRows; ++row) out[row] = job.out[row] + channel * job.channel_stride;
-    for (int64_t x = 0; x < columns; x += 16 * kVectors) {
-      const int64_t n = columns - x;
-      __m512i values[kRows][kVectors];
-      for (int i = 0; i < kVectors; ++i) {
-        if (i > 0 && 16 * i >= n) {
-          for (int row = 0; row < kRows; ++row) values[row][i] = _mm512_setzero_si512();
-          continue;
-        }
-        __m512i window = _mm512_load_si512(here + x + 16 * i);
-        if (kShifted) window = shifted_pair(window, shift, _mm512_load_si512(next + x + 16 * i));
-        for (int row = 0; row < kRows; ++row) values[row][i] = dot_one(window, weights[row]);
+    const auto window_at = [&](int64_t x) {
+      const __m512i window = _mm512_load_si512(here + x);
+      return kShifted ? shifted_pair(window, shift, _mm512_load_si512(next + x)) : window;
+    };
+
+    Delayed<Store> delayed(store);
+    int64_t x = 0;
+    for (; x + kBlockColumns <= columns; x += kBlockColumns) {
+      __m512i windows[4];
+      for (int i = 0; i < 4; ++i) windows[i] = window_at(x + 16 * i);
+      for (int row = 0; row < kRows; ++row) {
+        __m512i values[4];
+        for (int i = 0; i < 4; ++i) values[i] = dot_one(windows[i], weights[row]);
+        delayed.whole(pack(values), out[row] + x * pixel_bytes);
       }
-      for (int row = 0; row < kRows; ++row) store(values[row], out[row] + x * pixel_bytes, n);
+    }
+    delayed.flush();
+    if (x == columns) continue;
+    for (int row = 0; row < kRows; ++row) {
+      __m512i values[4] = {};
+      for (int i = 0; i < 4 && x + 16 * i < columns; ++i)
+        values[i] = dot_one(window_at(x + 16 * i), weights[row]);
+      store.part(pack(values), out[row] + x * pixel_bytes, columns - x);
     }
   }
 }
 
 template <class Store>
 void finish_several(const FinishJob& job, int64_t pixel_bytes) {
-  constexpr int kVectors = 4;
+  const int64_t columns = job.columns;
   for (int channel = 0; channel < 3; ++channel) {
     const Store store(job, channel);
-    for (int64_t x = 0; x < job.columns; x += 16 * kVectors) {
-      const int64_t n = job.columns - x;
-      __m512i values[kVectors];
-      for (int i = 0; i < kVectors; ++i) {
-        if (i > 0 && 16 * i >= n) {
-          values[i] = _mm512_setzero_si512();
-          continue;
-        }
-        const int64_t at = channel * job.pitch + x + 16 * i;
-        Sums sums;
-        for (int64_t group = 0; group < job.groups; ++group)
-          sums.add(_mm512_load_si512(job.window[group] + at), broadcast(job.coeffs[0] + group * kPlanes));
-        values[i] = sums.value();
+    char* const out = job.out[0] + channel * job.channel_stride;
+    Delayed<Store> delayed(store);
+    int64_t x = 0;
+    for (; x + kBlockColumns <= columns; x += kBlockColumns) {
+      const int64_t at = channel * job.pitch + x;
+      Sums sums[4];
+      for (int64_t group = 0; group < job.groups; ++group) {
+        const Weights w = broadcast(job.coeffs[0] + group * kPlanes);
+        for (int i = 0; i < 4; ++i) sums[i].add(_mm512_load_si512(job.window[group] + at + 16 * i), w);
       }
-      store(values, job.out[0] + channel * job.channel_stride + x * pixel_bytes, n);
+      const __m512i values[4] = {sums[0].value(), sums[1].value(), sums[2].value(), sums[3].value()};
+      delayed.whole(pack(values), out + x * pixel_bytes);
     }
+    delayed.flush();
+    if (x == columns) continue;
+    __m512i values[4] = {};
+    for (int i = 0; i < 4 && x + 16 * i < columns; ++i) {
+      const int64_t at = channel * job.pitch + x + 16 * i;
+      Sums sums;
+      for (int64_t group = 0; group < job.groups; ++group)
+        sums.add(_mm512_load_si512(job.window[group] + at), broadcast(job.coeffs[0] + group * kPlanes));
+      values[i] = sums.value();
+    }
+    store.part(pack(values), out + x * pixel_bytes, columns - x);
   }
 }
 

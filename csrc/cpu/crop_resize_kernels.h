@@ -20,7 +20,8 @@ enum class Packing {
   bytes,  // 3 dwords of int8 fours, w = 65536 high + 256 mid + low: high, mid, low
 };
 
-// The source windows of an axis, cut into groups of four pixels.
+// The source windows of an axis, cut into groups of four pixels. The arrays go on to a whole four of outputs,
+// with copies of the last one.
 struct PackedAxis {
   int64_t count;          // outputs
   bool sliding;           // every window is one group, and a group may start anywhere
@@ -49,8 +50,9 @@ constexpr int64_t kRingStepGroups = 16;
 // How bytes become output pixels.
 struct PixelFormat {
   PixelType type;
-  const float* table_f32;    // [3, 256]
-  const uint16_t* table_16;  // [3, 256] bfloat16 or float16 bits; null for other types
+  const float* table_f32;      // [3, 256]
+  const uint16_t* table_16;    // [3, 256] bfloat16 or float16 bits; null for other types
+  const uint8_t* table_bytes;  // [3, 2, 256] the low bytes of table_16, and the high ones
   // ((p / 255) - mean) / std without a division: a quotient is fma(x, high, x * low), with high + low the
   // reciprocal to twice float32's precision. Used only where it reproduces table_f32 (see `exact`).
   struct Channel {

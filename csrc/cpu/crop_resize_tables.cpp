@@ -83,6 +83,13 @@ std::shared_ptr<AxisTable> pack_axis(ResampleAxis axis, Grouping grouping, const
                 &table.coeffs[static_cast<size_t>(i * table.max_groups + group) * kernels.planes]);
     }
   }
+  const size_t window = static_cast<size_t>(table.max_groups) * kernels.planes;
+  for (; table.first.size() % 4 != 0;) {
+    table.first.push_back(table.first.back());
+    table.groups.push_back(table.groups.back());
+    table.coeffs.resize(table.coeffs.size() + window);
+    std::copy_n(table.coeffs.end() - 2 * window, window, table.coeffs.end() - window);
+  }
   table.start = std::move(axis.start);
   table.length = std::move(axis.length);
   return made;
