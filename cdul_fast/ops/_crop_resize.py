@@ -33,6 +33,7 @@ FITS = ("center_crop", "squash", "letterbox")
 DTYPES = ("float32", "bfloat16", "float16", "uint8")
 
 _ONE_FIT = {name: np.array([code], dtype=np.int32) for code, name in enumerate(FITS)}
+_FIT_ADDRESS = {name: int(codes.ctypes.data) for name, codes in _ONE_FIT.items()}
 _THREE_FLOATS = (float, float, float)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
@@ -126,7 +127,7 @@ def crop_resize(
         box_rows.ctypes.data,
         count,
         box_width,
-        fits.ctypes.data,
+        _FIT_ADDRESS[fit] if type(fit) is str else fits.ctypes.data,
         fits.size,
         size,
         DTYPES.index(dtype),
@@ -142,11 +143,12 @@ def crop_resize(
 
 def _check_images(images: Any) -> list[Array]:
     """The photos as arrays whose rows are runs of RGB bytes."""
-    single = not isinstance(images, (list, tuple))
-    photos = [from_cuda_interface(image) for image in ([images] if single else images)]
+    if not isinstance(images, (list, tuple)):
+        photo = from_cuda_interface(images)
+        return [_check_image("images", photo, cuda_device(photo))]
+    photos = [from_cuda_interface(image) for image in images]
     device = cuda_device(photos[0]) if photos else None
-    names = ["images"] if single else [f"images[{i}]" for i in range(len(photos))]
-    return [_check_image(name, photo, device) for name, photo in zip(names, photos, strict=True)]
+    return [_check_image(f"images[{i}]", photo, device) for i, photo in enumerate(photos)]
 
 
 def _check_image(name: str, image: object, device: object) -> Array:

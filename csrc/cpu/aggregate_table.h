@@ -38,7 +38,7 @@ struct EmbeddingRows {
 };
 
 struct AggregateTable {
-  // Scores of some photos in a row. `buffers`: photo_buffers() floats, on a cache line.
+  // Scores of some photos in a row. `buffers`: photo_buffers() floats.
   void (*photos)(const float* cosines,  // [photos, views, stride]
                  int64_t photos, int64_t stride, int64_t views, int64_t classes,
                  const AggregateParams& params,
