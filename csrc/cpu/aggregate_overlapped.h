@@ -26,6 +26,9 @@ constexpr float kLargestOverlappedSum = kLargestSum * 0x1p108f;
 constexpr float kSixteenths = kRounding / 16;
 constexpr uint32_t kAboveSixteenths = ~0x7ffu;
 
+// Up to here k and its distance from any exponent are exact.
+constexpr float kLargestTop = 0x1p19f;
+
 template <int kVectors, class Body>
 inline void each(Body body) {
 #pragma GCC unroll 8
@@ -84,7 +87,7 @@ inline bool exponentials_of_photo(const float* cosines, int64_t stride, int64_t 
     Simd::reduce_add4(sums[v], sums[v + 1], sums[v + 2], sums[v + 3], out.factors + v);
   const Simd::Reg totals = Simd::load(out.factors);
   Simd::store(out.factors, Simd::div(Simd::set(1.f), totals));
-  return !Simd::any_bit(strays, kAboveSixteenths) &&
+  return __builtin_fabsf(whole_top) < kLargestTop && !Simd::any_bit(strays, kAboveSixteenths) &&
          Simd::all_between(totals, kSmallestOverlappedSum, kLargestOverlappedSum);
 }
 

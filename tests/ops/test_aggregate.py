@@ -172,6 +172,7 @@ def test_a_photo_of_far_cosines_changes_no_neighbour(level, aggregator, views, c
     cosines[2, -1] += 0.9  # one view's softmax far above the first view's
     cosines[4] *= 4.0  # spread over more than a power of two can hold
     cosines[5, -1, -1] = -np.inf if classes > 1 else 0.0
+    cosines[6] += 4e4  # whose exponents have no bits to spare for fractions
     cosines[7, 0] -= 0.9
     rule = {"aggregator": aggregator, "zeta": 0.3, "lam": 0.7}
     together = ops.aggregate(cosines, threads=1, **rule)
