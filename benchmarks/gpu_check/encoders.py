@@ -68,7 +68,8 @@ def rate(encoder: Any, shape: Shape) -> dict[str, Any]:
     count, kind = encoder.batch, getattr(torch, encoder.input_dtype)
     pixels = torch.randn(count, 3, shape.side, shape.side, device="cuda", dtype=kind)
     with torch.inference_mode():
-        replay = CudaPlace(torch.device("cuda")).graph(encoder.embed_on_device, pixels)
+        recorder = CudaPlace(torch.device("cuda")).recorder()
+        replay = recorder.record(lambda: encoder.embed_on_device(pixels))
     timing = gpu.timed(lambda _: replay(), calls=10, warm_up=2)
     return {"views_per_second": count / timing["median"], "seconds": timing}
 

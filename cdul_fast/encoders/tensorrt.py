@@ -66,7 +66,7 @@ class TensorRtEncoder:
         )
         self.device = torch.device(device)
         self._texts = texts or TextTower(source)
-        self._device_context: Any = None
+        self._device_passes: list[_DevicePass] = []
         self._passes: queue.SimpleQueue[_Pass | None] = queue.SimpleQueue()
         for _ in range(_IN_FLIGHT):
             self._passes.put(None)
@@ -87,7 +87,9 @@ class TensorRtEncoder:
     def embed_on_device(self, pixels: torch.Tensor) -> torch.Tensor:
         """The same without leaving the device or waiting for it: enqueued on the current stream.
 
-        One thread calls it at a time, as one stream does its work; a CUDA graph may record it.
+        One thread calls it at a time, as one stream does its work. A CUDA graph may record it; every pass has
+        an execution context of its own, whose addresses must not change while such a graph is in use, so the
+        pixels of all of them begin at one address.
 
         Args:
             pixels: contiguous [n, 3, S, S] of ``input_dtype`` on ``device``, n a multiple of ``batch``.
@@ -96,16 +98,13 @@ class TensorRtEncoder:
             float32 [n, D], rows of length one.
         """
         with self._current_device():
-            rows = torch.empty((len(pixels), self.dim), dtype=torch.float32, device=self.device)
-            if self._device_context is None:
-                self._device_context = self._engine.context()
-                _set_shape(self._device_context, tuple(pixels[: self.batch].shape))
             stream = torch.cuda.current_stream(self.device)
-            for start in range(0, len(pixels), self.batch):
-                stop = start + self.batch
-                _set_addresses(self._device_context, pixels[start:stop], rows[start:stop])
-                _enqueue(self._device_context, stream)
-        return rows
+            rows = []
+            for number, views in enumerate(torch.split(pixels, self.batch)):
+                if number == len(self._device_passes):
+                    self._device_passes.append(_DevicePass(self._engine.context(), views, self.dim))
+                rows.append(self._device_passes[number].run(views, stream))
+            return torch.cat(rows)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """float32 [n, D] of unit rows, computed by torch in float32."""
@@ -118,7 +117,7 @@ class TensorRtEncoder:
     def close(self) -> None:
         """Keeps the kernels that were compiled, then frees the engine, its buffers and the text tower."""
         self._engine.keep_kernels()
-        self._passes, self._device_context = queue.SimpleQueue(), None
+        self._passes, self._device_passes = queue.SimpleQueue(), []
         self._texts.release()
 
     def _current_device(self) -> contextlib.AbstractContextManager[None]:
@@ -182,6 +181,24 @@ class _Pass:
         self._pixels[count:].zero_()
         _enqueue(self._context, torch.cuda.current_stream(self._pixels.device))
         return self._rows[:count]
+
+
+class _DevicePass:
+    """One of the passes over pixels that lie on the device already, with its own memory for the rows."""
+
+    def __init__(self, context: Any, views: torch.Tensor, dim: int) -> None:
+        self._context = context
+        self._rows = torch.empty((len(views), dim), dtype=torch.float32, device=views.device)
+        self._bound = 0  # address of the pixels
+        _set_shape(context, tuple(views.shape))
+
+    def run(self, views: torch.Tensor, stream: Any) -> torch.Tensor:
+        """Enqueues the pass; float32 [batch, D] until the next run."""
+        if self._bound != views.data_ptr():
+            _set_addresses(self._context, views, self._rows)
+            self._bound = views.data_ptr()
+        _enqueue(self._context, stream)
+        return self._rows
 
 
 def _set_shape(context: Any, shape: tuple[int, ...]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from cdul_fast import ops
 from cdul_fast.encoders.base import unit_rows
-from cdul_fast.execution.device_stream import Place
+from cdul_fast.execution.device_crops import Crops, crops_for
+from cdul_fast.execution.device_stream import Mark, Place
 from cdul_fast.execution.local_engine import Encoded
 from cdul_fast.execution.work import ScoreSpec, ViewSpec
-from cdul_fast.views import view_boxes
 
 # Photos of a batch start at multiples of this in the upload memory.
 _ALIGNMENT = 256
@@ -82,8 +83,30 @@ class UploadSlot:
         return self._device[offset : offset + height * width * 3].view(height, width, 3)
 
 
+class _Turn:
+    """What one batch in flight has of its own: the plan of its crops, graphs, and the memory of results."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+        self.graphs: dict[int, Callable[[], _Replayed]] = {}  # by rows of the encoder's passes
+
+
+class _Replayed(NamedTuple):
+    """What a graph leaves behind, of as many photos as its rows hold, until it is replayed."""
+
+    cropped: Mark
+    encoded: Mark
+    embeddings: Tensor  # [photos, V, D]
+    cosines: Tensor  # [photos, V, C]
+    scores: Tensor  # [photos, C]
+
+
 class DevicePasses:
     """Everything between decoded photos and scores, on one device.
+
+    Crops, the encoder's passes and the scores of a batch are one graph for each number of passes. A batch
+    that does not fill its passes leaves their last rows as an earlier one left them, and nobody looks at what
+    becomes of those.
 
     One batch's work is enqueued at a time; while the device does it, the next batch's can be enqueued from
     another thread. The view buffer is the encoder's input, and there is one: the stream keeps the order.
@@ -105,7 +128,12 @@ class DevicePasses:
         self._lock = threading.Lock()
         self._shape = (0, 0)  # rows of the view buffer, and views of a pass of the encoder
         self._views: Tensor | None = None
-        self._graphs: dict[int, Callable[[], Tensor]] = {}
+        self._recorder = place.recorder()
+        self._turns: dict[int, _Turn] = {}
+        # A batch keeps its number until its marks were read, so that no replay sets them anew before.
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(max(1, encoder.parallel_calls)):
+            self._free.put(number)
 
     def run(self, slot: UploadSlot, positions: Sequence[int], most: int) -> Encoded:
         """Embeddings, cosines and scores of some photos of a slot.
@@ -119,84 +147,82 @@ class DevicePasses:
         Returns:
             With the device's seconds for ``upload``, ``crop``, ``encode`` and ``aggregate``.
         """
-        place = self._place
+        number = self._free.get()
+        try:
+            return self._run(number, slot, positions, most)
+        finally:
+            self._free.put(number)
+
+    def _run(self, number: int, slot: UploadSlot, positions: Sequence[int], most: int) -> Encoded:
+        place, count = self._place, len(positions)
         with self._lock:
+            turn = self._turn(number, most)
             with place.copying():
                 begun = place.mark()
                 slot.upload()
                 uploaded = place.mark()
+                if turn.crops.plan([slot.photo(position) for position in positions]):
+                    turn.graphs.clear()
+                known = place.mark()
             with place.working(), torch.inference_mode():
-                uploaded.hold()
+                known.hold()
+                replay = self._graph(turn, count * self._spec.views)
                 ready = place.mark()
-                rows = self._crop([slot.photo(position) for position in positions], most)
-                cropped = place.mark()
-                embeddings = self._embed(rows)
-                encoded = place.mark()
-                results = self._aggregate(embeddings, len(positions))
+                left = replay()
+                # On their way to the host; whole once the stream is through.
+                found, cosines, scores = (
+                    whole[:count].to("cpu", non_blocking=True)
+                    for whole in (left.embeddings, left.cosines, left.scores)
+                )
                 done = place.mark()
         done.finish()
-        found, cosines, scores = (result.float().numpy() for result in results)
+        rows = found.float().numpy()
         return Encoded(
-            unit_rows(found.reshape(-1, found.shape[-1])).reshape(found.shape),
-            cosines,
-            scores,
+            unit_rows(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape),
+            cosines.numpy(),
+            scores.numpy(),
             {
                 "upload": uploaded.seconds_since(begun),
-                "crop": cropped.seconds_since(ready),
-                "encode": encoded.seconds_since(cropped),
-                "aggregate": done.seconds_since(encoded),
+                "crop": left.cropped.seconds_since(ready),
+                "encode": left.encoded.seconds_since(left.cropped),
+                "aggregate": done.seconds_since(left.encoded),
             },
         )
 
-    def _buffer(self, most: int) -> Tensor:
-        """The view buffer, remade where memory ran out and the batches became smaller."""
+    def _turn(self, number: int, most: int) -> _Turn:
+        """What a batch takes; all made anew where memory ran out and the batches became smaller."""
         batch = int(self._encoder.batch)
         shape = (-(-most * self._spec.views // batch) * batch, batch)
         if self._views is None or shape != self._shape:
-            self._views, self._graphs = None, {}
+            if self._views is not None:
+                self._place.settle()
+            self._turns, self._views = {}, None
             side, kind = self._spec.size, getattr(torch, self._spec.dtype)
-            # Zeros: a pass also computes rows that no photo filled, and they must be numbers.
-            self._views = torch.zeros((shape[0], 3, side, side), dtype=kind, device=self._place.device)
-            self._shape = shape
-        return self._views
+            with self._place.working():
+                # Zeros: a pass also computes rows that no photo filled, and they must be numbers.
+                self._views = torch.zeros((shape[0], 3, side, side), dtype=kind, device=self._place.device)
+            self._shape, self._recorder = shape, self._place.recorder()
+        if number not in self._turns:
+            self._turns[number] = _Turn(crops_for(self._place, self._spec, self._views))
+        return self._turns[number]
 
-    def _crop(self, photos: Sequence[Tensor], most: int) -> int:
-        """Write the views of photos into the view buffer with one launch; returns how many rows."""
-        spec = self._spec
-        boxes = []
-        for number, photo in enumerate(photos):
-            height, width = photo.shape[:2]
-            own = view_boxes(width, height, grid=spec.grid, overlap=spec.overlap, grid2=spec.grid2)
-            boxes.append(np.insert(own.astype(np.int64), 0, number, axis=1))
-        rows = len(photos) * spec.views
-        ops.crop_resize(
-            list(photos),
-            np.concatenate(boxes),
-            spec.size,
-            fit=list(spec.fits) * len(photos),
-            mean=spec.mean,
-            std=spec.std,
-            dtype=spec.dtype,
-            out=self._buffer(most)[:rows],
-        )
-        return rows
-
-    def _embed(self, rows: int) -> Tensor:
-        """Embeddings [rows, D] of any length; a graph for each number of passes."""
-        assert self._views is not None
+    def _graph(self, turn: _Turn, rows: int) -> Callable[[], _Replayed]:
+        """The graph of as many passes as ``rows`` views need."""
         batch = self._shape[1]
         padded = -(-rows // batch) * batch
-        if padded not in self._graphs:
-            self._graphs[padded] = self._place.graph(self._encoder.embed_on_device, self._views[:padded])
-        return self._graphs[padded]()[:rows]
+        if padded not in turn.graphs:
+            turn.graphs[padded] = self._recorder.record(lambda: self._work(turn.crops, padded))
+        return turn.graphs[padded]
 
-    def _aggregate(self, embeddings: Tensor, photos: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, cosines and scores on their way to the host; whole once the stream is through."""
-        by_photo = embeddings.view(photos, self._spec.views, -1)
-        cosines = torch.empty((*by_photo.shape[:2], len(self._texts)), device=self._place.device)
+    def _work(self, crops: Crops, rows: int) -> _Replayed:
+        """Enqueue crops, passes and scores of ``rows`` views, in memory that is the graph's."""
+        assert self._views is not None
+        photos, views = rows // self._spec.views, self._spec.views
+        crops.launch(rows)
+        cropped = self._place.mark()
+        embeddings = self._encoder.embed_on_device(self._views[:rows])
+        encoded = self._place.mark()
+        by_photo = embeddings[: photos * views].view(photos, views, -1)
+        cosines = torch.empty((photos, views, len(self._texts)), device=self._place.device)
         scores = ops.aggregate_embeddings(by_photo, self._texts, **self._rule, cosines_out=cosines)
-        return (
-            by_photo.to("cpu", non_blocking=True),
-            cosines.to("cpu", non_blocking=True),
-            scores.to("cpu", non_blocking=True),
-        )
+        return _Replayed(cropped, encoded, by_photo, cosines, scores)

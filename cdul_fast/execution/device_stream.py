@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 _cuda: Any = torch.cuda  # parts of it have no types
+
+Result = TypeVar("Result")
 
 
 class Mark(Protocol):
@@ -31,10 +33,28 @@ class Mark(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Makes graphs that take turns on one stream, and therefore share their memory."""
+
+    def record(self, call: Callable[[], Result]) -> Callable[[], Result]:
+        """What repeats ``call`` on the same memory, whatever that then holds.
+
+        The result is each time the same objects: tensors whose contents the next repetition overwrites, and
+        marks that it sets anew. While it is recorded, ``call`` must not wait for the device.
+        """
+        ...
+
+
 class Place(Protocol):
-    """A device and how work gets onto it."""
+    """A device and how work gets onto it.
+
+    Attributes:
+        device: Of its tensors.
+        planned: Whether crops are made from a plan in the device's memory, so that a graph can hold them.
+    """
 
     device: torch.device
+    planned: bool
 
     def host(self, size: int) -> Tensor:
         """uint8 [size] that uploads are made from."""
@@ -56,8 +76,12 @@ class Place(Protocol):
         """The current point of the current stream."""
         ...
 
-    def graph(self, call: Callable[[Tensor], Tensor], given: Tensor) -> Callable[[], Tensor]:
-        """``call(given)`` to be repeated on whatever ``given`` then holds; the result's memory is reused."""
+    def recorder(self) -> Recorder:
+        """What records graphs of the stream of kernels."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until nothing is under way, before memory that graphs know is given back."""
         ...
 
 
@@ -75,10 +99,17 @@ class _HostMark:
         return float(self.at - earlier.at)
 
 
+class _HostRecorder:
+    def record(self, call: Callable[[], Result]) -> Callable[[], Result]:
+        """The call itself."""
+        return call
+
+
 class HostPlace:
     """The CPU in the place of a GPU."""
 
     device = torch.device("cpu")
+    planned = False
 
     def host(self, size: int) -> Tensor:
         """uint8 [size]."""
@@ -100,14 +131,19 @@ class HostPlace:
         """Now."""
         return _HostMark()
 
-    def graph(self, call: Callable[[Tensor], Tensor], given: Tensor) -> Callable[[], Tensor]:
-        """The call itself."""
-        return lambda: call(given)
+    def recorder(self) -> _HostRecorder:
+        """Records nothing."""
+        return _HostRecorder()
+
+    def settle(self) -> None:
+        """Everything is done."""
 
 
 class _CudaMark:
     def __init__(self) -> None:
-        self.event = _cuda.Event(enable_timing=True, blocking=True)  # waits without a core
+        # Blocking: waits without a core. External: one recorded into a graph is a node of it, which every
+        # repetition sets anew, and not a dependency between streams.
+        self.event = _cuda.Event(enable_timing=True, blocking=True, external=True)
         self.event.record()
 
     def hold(self) -> None:
@@ -123,7 +159,7 @@ class _CudaMark:
 class CudaPlace:
     """A GPU: kernels on the stream that was current when this was made, uploads on one of its own."""
 
-    _WARM_UPS = 3
+    planned = True
 
     def __init__(self, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -155,21 +191,37 @@ class CudaPlace:
         """An event on the current stream."""
         return _CudaMark()
 
-    def graph(self, call: Callable[[Tensor], Tensor], given: Tensor) -> Callable[[], Tensor]:
+    def recorder(self) -> _CudaRecorder:
+        """CUDA graphs with one pool of memory."""
+        return _CudaRecorder(self.device)
+
+    def settle(self) -> None:
+        """Wait for the whole device."""
+        torch.cuda.synchronize(self.device)
+
+
+class _CudaRecorder:
+    _WARM_UPS = 3
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, call: Callable[[], Result]) -> Callable[[], Result]:
         """A CUDA graph of the call."""
-        aside = _cuda.Stream(self.device)
-        aside.wait_stream(torch.cuda.current_stream(self.device))
+        aside = _cuda.Stream(self._device)
+        aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
             # Libraries choose their kernels and take their workspaces in the first calls.
             for _ in range(self._WARM_UPS):
-                call(given)
-        torch.cuda.current_stream(self.device).wait_stream(aside)
+                call()
+        torch.cuda.current_stream(self._device).wait_stream(aside)
         recorded = torch.cuda.CUDAGraph()
         # Other threads wait for events meanwhile, which a capture of the whole process would forbid.
-        with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
-            result = call(given)
+        with torch.cuda.graph(recorded, pool=self._pool, capture_error_mode="thread_local"):
+            result = call()
 
-        def replay() -> Tensor:
+        def replay() -> Result:
             recorded.replay()
             return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,99 @@ def crop_resize(
 
         found = torch_ops.traced_crop_resize(images, boxes, size, fit, mean, std, dtype, threads)
         return torch_ops.given_out(found, out)
+    call = _checked_call(images, boxes, size, fit, mean, std, dtype)
+    shape = (call.count, 3, call.size, call.size)
+    out = from_cuda_interface(out)
+    if out is None and call.device is not None:
+        torch = sys_torch()
+        out = torch.empty(shape, dtype=getattr(torch, dtype), device=call.device)
+    elif out is None:
+        tensor = dtype == "bfloat16" or any(is_tensor(photo) for photo in call.photos)
+        out = new_array(shape, dtype, tensor=tensor)
+    else:
+        # NumPy has no bfloat16: uint16 takes its bits.
+        as_bits = dtype == "bfloat16" and isinstance(out, np.ndarray) and out.dtype == np.uint16
+        writable(out, "out", shape, "uint16" if as_bits else dtype, "[M, 3, size, size]", device=call.device)
+    if call.device is not None:
+        _cuda.crop_resize(call.native, call.count, call.size, DTYPES.index(dtype), out)
+    else:
+        _native.crop_resize(*call.native, pointer(out), thread_count(threads))
+    return out
+
+
+def plan_crops(
+    images: Sequence[Array],
+    boxes: Array | Sequence[Sequence[int]],
+    size: int,
+    *,
+    fit: str | Sequence[str] = "center_crop",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: str = "float32",
+) -> tuple[bytes, bytes]:
+    """What :func:`run_crop_plan` needs of photos on a GPU: all in which one call differs from another.
+
+    :func:`crop_resize` plans, copies and launches. Apart, the launch can be recorded in a CUDA graph, which
+    goes on to other photos once their plan lies where the first one's did.
+
+    Args:
+        images: a list as in :func:`crop_resize`, on a GPU, the bytes of a row side by side; they must stay
+            where they are until the crops are made.
+        boxes: as in :func:`crop_resize`.
+        size: as in :func:`crop_resize`.
+        fit: as in :func:`crop_resize`.
+        mean: as in :func:`crop_resize`.
+        std: as in :func:`crop_resize`.
+        dtype: as in :func:`crop_resize`.
+
+    Returns:
+        A record for each box, all of one length, and the tables that the records point into.
+
+    Raises:
+        TypeError: as :func:`crop_resize`.
+        ValueError: as :func:`crop_resize`.
+        RuntimeError: this build has no CUDA ops.
+    """
+    call = _checked_call(images, boxes, size, fit, mean, std, dtype)
+    for number, (given, used) in enumerate(zip(images, call.photos, strict=True)):
+        if is_tensor(given) and pointer(given) != pointer(used):
+            raise ValueError(f"images[{number}]: the bytes of a row do not lie side by side")
+    records, tables = _cuda.function("plan_crops")(*call.native)
+    return records, tables
+
+
+def run_crop_plan(records: Array, tables: Array, out: Array) -> None:
+    """Enqueues the crops of a plan on the device's current stream: one launch, of parameters that stay.
+
+    Args:
+        records: uint8, on the device: the plan's records, one for each crop of ``out``. A record of zeros
+            leaves its crop as it is, so that one launch serves any smaller number.
+        tables: uint8, on the device: the plan's tables, at a multiple of four bytes.
+        out: [M, 3, size, size] of the size and type that were planned for, contiguous, on the device.
+    """
+    _cuda.run("crop_resize", out, records, tables, len(out), out.shape[2], DTYPES.index(dtype_name(out)), out)
+
+
+class _Call(NamedTuple):
+    """Checked arguments, and the addresses in ``native`` that ``photos`` and ``kept`` keep alive."""
+
+    photos: list[Array]
+    count: int
+    size: int
+    device: Any
+    native: tuple[Any, ...]
+    kept: tuple[Any, ...]
+
+
+def _checked_call(
+    images: Any,
+    boxes: Any,
+    size: int,
+    fit: str | Sequence[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: str,
+) -> _Call:
     photos = _check_images(images)
     box_rows = _check_boxes(boxes, len(photos), single=not isinstance(images, (list, tuple)))
     count, box_width = box_rows.shape
@@ -108,21 +201,7 @@ def crop_resize(
     mean3, std3 = _check_mean_std(mean, std, dtype)
     if not 1 <= size <= 16384:
         raise ValueError(f"size: got {size}, expected 1 to 16384")
-
-    shape = (count, 3, size, size)
-    device = cuda_device(photos[0]) if photos else None
-    out = from_cuda_interface(out)
-    if out is None and device is not None:
-        torch = sys_torch()
-        out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    elif out is None:
-        tensor = dtype == "bfloat16" or any(is_tensor(photo) for photo in photos)
-        out = new_array(shape, dtype, tensor=tensor)
-    else:
-        # NumPy has no bfloat16: uint16 takes its bits.
-        as_bits = dtype == "bfloat16" and isinstance(out, np.ndarray) and out.dtype == np.uint16
-        writable(out, "out", shape, "uint16" if as_bits else dtype, "[M, 3, size, size]", device=device)
-    planned = (
+    native = (
         [(pointer(p), *p.shape[:2], strides_bytes(p)[0]) for p in photos],
         box_rows.ctypes.data,
         count,
@@ -134,11 +213,8 @@ def crop_resize(
         mean3,
         std3,
     )
-    if device is not None:
-        _cuda.crop_resize(planned, count, size, DTYPES.index(dtype), out)
-    else:
-        _native.crop_resize(*planned, pointer(out), thread_count(threads))
-    return out
+    device = cuda_device(photos[0]) if photos else None
+    return _Call(photos, count, size, device, native, (box_rows, fits))
 
 
 def _check_images(images: Any) -> list[Array]:

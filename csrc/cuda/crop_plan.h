@@ -15,7 +15,7 @@ struct AxisWindows {
 };
 
 struct CropView {
-  const uint8_t* source;        // first pixel of the box, on the device
+  const uint8_t* source;        // first pixel of the box, on the device; null: nothing is made or written
   int64_t row_stride;           // bytes
   int32_t out_column, out_row;  // where the first kept pixel lies in the output
   int32_t vertical_first;

@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = blockIdx.x / (tiles * tiles);
   const int32_t tile_x = blockIdx.x % tiles * kTile, tile_y = blockIdx.x / tiles % tiles * kTile;
   const CropView view = views[index];
+  if (view.source == nullptr) return;  // the whole block: it is one view's
   const bool vertical = view.vertical_first;
   const Windows first = windows_of(vertical ? view.rows : view.columns, tables);
   const Windows second = windows_of(vertical ? view.columns : view.rows, tables);

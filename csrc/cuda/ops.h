@@ -34,7 +34,9 @@ void label_step(float* latent,        // [*, columns], updated
                 const int64_t* rows,  // [n_rows] distinct, or null: row i is row i
                 int64_t n_rows, int64_t columns, const LabelStepParams& params, Stream stream);
 
-// One launch for all views. `views` and `tables` are plan_crops()' arrays, copied to the device.
+// One launch for all views. `views` and `tables` are plan_crops()' arrays, copied to the device. All that
+// differs from batch to batch is read from there, so a graph of the launch takes another batch once its plan
+// lies at the same place; records of zeros after the last fill a batch up to the graph's `count`.
 void crop_resize(const CropView* views,  // [count]
                  const int32_t* tables, int64_t count, int64_t size, PixelType type,
                  void* out,  // [count, 3, size, size] of `type`

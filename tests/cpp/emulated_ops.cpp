@@ -1,5 +1,8 @@
 // The CUDA ops behind plain C functions, for Python's ctypes. Each returns null, or what went wrong.
+#include <algorithm>
+#include <cstring>
 #include <string>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "ops.h"
@@ -78,6 +81,40 @@ const char* emulated_crop_resize(const uint8_t* pixels, int64_t height, int64_t 
     std::copy_n(std, 3, params.std);
     const cuda::CropPlan plan = cuda::plan_crops(params);
     cuda::crop_resize(plan.views.data(), plan.tables.data(), count, size, params.type, out, nullptr);
+  });
+}
+
+// A plan of images [pixels, height, width, row stride] and boxes [count, 5] into records [count,
+// sizeof(CropView)] and tables, or only their sizes in bytes where `records` is null.
+const char* emulated_plan_crops(const uintptr_t* images, int64_t image_count, const int64_t* boxes,
+                                int64_t count, const int32_t* fits, int64_t size, int type, const float* mean,
+                                const float* std, void* records, void* tables, int64_t* sizes) {
+  return guarded([&] {
+    std::vector<Image> photos;
+    for (const uintptr_t* i = images; i != images + 4 * image_count; i += 4)
+      photos.push_back({reinterpret_cast<const uint8_t*>(i[0]), static_cast<int64_t>(i[1]),
+                        static_cast<int64_t>(i[2]), static_cast<int64_t>(i[3])});
+    std::vector<CropBox> crops;
+    for (const int64_t* b = boxes; b != boxes + 5 * count; b += 5)
+      crops.push_back({b[0], b[1], b[2], b[3], b[4], static_cast<Fit>(fits[(b - boxes) / 5])});
+    CropResizeParams params{
+        photos.data(), crops.data(), count, size, static_cast<PixelType>(type), {}, {}, nullptr, 1};
+    std::copy_n(mean, 3, params.mean);
+    std::copy_n(std, 3, params.std);
+    const cuda::CropPlan plan = cuda::plan_crops(params);
+    sizes[0] = static_cast<int64_t>(plan.views.size() * sizeof(cuda::CropView));
+    sizes[1] = static_cast<int64_t>(plan.tables.size() * sizeof(int32_t));
+    if (records == nullptr) return;
+    std::memcpy(records, plan.views.data(), sizes[0]);
+    std::memcpy(tables, plan.tables.data(), sizes[1]);
+  });
+}
+
+const char* emulated_run_plan(const void* views, const void* tables, int64_t count, int64_t size, int type,
+                              void* out) {
+  return guarded([&] {
+    cuda::crop_resize(static_cast<const cuda::CropView*>(views), static_cast<const int32_t*>(tables), count,
+                      size, static_cast<PixelType>(type), out, nullptr);
   });
 }
 

@@ -70,7 +70,10 @@ def compile_objects(folder: Path, cuda: Path = CUDA, flags: Sequence[str] = ()) 
 def load(objects: Sequence[Path], out: Path, flags: Sequence[str] = ()) -> ctypes.CDLL:
     subprocess.run(["g++", "-shared", *flags, *map(str, objects), "-o", str(out)], check=True)
     library = ctypes.CDLL(str(out))
-    for name in ("aggregate", "aggregate_embeddings", "label_step", "crop_resize", "crop_resize_count"):
+    for name in (
+        "aggregate", "aggregate_embeddings", "label_step", "crop_resize", "crop_resize_count", "plan_crops",
+        "run_plan",
+    ):  # fmt: skip
         getattr(library, f"emulated_{name}").restype = ctypes.c_char_p
     return library
 
@@ -221,6 +224,79 @@ def check_label_step(
     ops.label_step(want, logits, rows=rows, sigma=sigma, step=step)
     assert latent.margins_whole()
     np.testing.assert_allclose(latent.array, want, rtol=0, atol=TOLERANCE)
+
+
+def plan_crops(
+    library: ctypes.CDLL,
+    images: Sequence[tuple[int, int, int, int]],
+    boxes: np.ndarray,
+    fits: np.ndarray,
+    size: int,
+    dtype_code: int,
+    mean: np.ndarray,
+    std: np.ndarray,
+) -> tuple[bytes, bytes]:
+    """The records and the tables of a plan.
+
+    Args:
+        library: The emulated one.
+        images: Address, height, width and bytes a row of each.
+        boxes: int64 [M, 5], the image's number first.
+        fits: int32 [M].
+        size: Side of the crops.
+        dtype_code: Of the crops.
+        mean: float32 [3].
+        std: float32 [3].
+    """
+    words, sizes = np.array(images, np.uint64), np.zeros(2, np.int64)
+    given = (words, len(words), boxes, len(boxes), fits, size, ctypes.c_int(dtype_code), mean, std)
+    call(library.emulated_plan_crops, *given, None, None, sizes)
+    records, tables = (np.zeros(count, np.uint8) for count in sizes)
+    call(library.emulated_plan_crops, *given, records, tables, sizes)
+    return records.tobytes(), tables.tobytes()
+
+
+def check_crop_plan(library: ctypes.CDLL, dtype: str = "float16", size: int = 40, more: int = 3) -> None:
+    """One launch of fixed arguments, over more views than any batch has, on two batches in turn."""
+    rng = np.random.default_rng(size)
+    mean, std = np.float32([0.5, 0.4, 0.3]), np.float32([0.3, 0.2, 0.1])
+    statistics = {} if dtype == "uint8" else {"mean": mean, "std": std}
+    kind = {"float32": np.uint32, "uint8": np.uint8}.get(dtype, np.uint16)
+    batches = [[(37, 53), (90, 61)], [(300, 60)]]
+    most = 5 + more
+    out, records, tables = Guarded((most, 3, size, size), kind), None, np.zeros(1 << 20, np.uint8)
+    for shapes in batches:
+        photos = [guarded(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in shapes]
+        whole = [[n, 0, 0, w, h] for n, (h, w) in enumerate(shapes)]
+        part = [[n, w // 3, h // 4, w, h - 1] for n, (h, w) in enumerate(shapes)]
+        boxes = np.array([*whole, *part, [0, 5, 6, 7, 8]], np.int64)
+        fits = (np.arange(len(boxes)) % 3).astype(np.int32)
+        images = [(p.ctypes.data, *p.shape[:2], p.strides[0]) for p in photos]
+        plan = plan_crops(library, images, boxes, fits, size, PIXEL_TYPES[dtype], mean, std)
+        if records is None:
+            records = np.zeros(most * len(plan[0]) // len(boxes), np.uint8)
+        records[:] = 0
+        records[: len(plan[0])] = np.frombuffer(plan[0], np.uint8)
+        tables[: len(plan[1])] = np.frombuffer(plan[1], np.uint8)
+        before = out.array[len(boxes) :].copy()
+        call(
+            library.emulated_run_plan,
+            records,
+            tables,
+            most,
+            size,
+            ctypes.c_int(PIXEL_TYPES[dtype]),
+            out.array,
+        )
+        names = [FITS[fit] for fit in fits]
+        want = ops.crop_resize(photos, boxes, size, fit=names, dtype=dtype, **statistics)
+        if dtype == "bfloat16":
+            import torch
+
+            want = want.view(torch.int16).numpy()
+        np.testing.assert_array_equal(out.array[: len(boxes)], np.asarray(want).view(kind))
+        np.testing.assert_array_equal(out.array[len(boxes) :], before)
+        assert out.margins_whole()
 
 
 def check_crop_resize(

@@ -94,6 +94,13 @@ def test_crop_resize_stores(device, dtype, size, shift):
     emulation.check_crop_resize(device, 61, 90, size, boxes=boxes, dtype=dtype, shift=shift, fit="letterbox")
 
 
+# 40 leaves 16 bytes at a time, 33 element by element.
+@pytest.mark.parametrize("dtype", emulation.PIXEL_TYPES)
+@pytest.mark.parametrize("size", [33, 40])
+def test_a_plan_in_memory_and_a_launch_over_more_views(device, dtype, size):
+    emulation.check_crop_plan(device, dtype, size)
+
+
 def test_refusals_name_the_op(device):
     rule = emulation.rule_arguments("cdul", 1.0, 0.0, 0.0)
     one = np.empty(1, dtype=np.float32)

@@ -38,6 +38,7 @@ def check_all(library: ctypes.CDLL) -> None:
         emulation.check_crop_resize(library, 90, 61, 33)
         emulation.check_crop_resize(library, 300, 60, 33)
         emulation.check_crop_resize(library, 90, 61, 36)
+        emulation.check_crop_plan(library)
 
 
 MUTATIONS = {
@@ -94,6 +95,11 @@ MUTATIONS = {
         "(first.start[p] + 1) * tap_stride",
     ),
     "last column unwritten": ("crop_resize.cu", "if (out_x < size &&", "if (out_x < size - 1 &&"),
+    "views beyond a batch's last are written": (
+        "crop_resize.cu",
+        "  if (view.source == nullptr) return;",
+        "  if (index < 0) return;",
+    ),
     "no barrier before the tile leaves": (
         "crop_resize.cu",
         "bits[channel];\n  __syncthreads();",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clip_models import views
+from fake_tensorrt import BATCH, DIM, FakeTensorRt
 
 from cdul_fast.encoders import create_encoder
 from cdul_fast.encoders.engine_dir import EngineDir
@@ -19,64 +19,7 @@ from cdul_fast.encoders.tensorrt import TensorRtEncoder
 from cdul_fast.encoders.tensorrt_build import Toolkit
 from cdul_fast.errors import CdulError
 
-BATCH, DIM, STREAM = 4, 96, 4242
-
-
-class Severity:
-    INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
-
-
-class Logger:
-    Severity = Severity
-
-
-class Context:
-    """Reads the pixels at the address that it was given and writes rows that name them."""
-
-    def __init__(self, library: FakeTensorRt) -> None:
-        self.library, self.calls, self.addresses = library, [], {}
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.calls.append(("shape", name, shape))
-        return name == "pixels"
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.calls.append(("address", name))
-        self.addresses[name] = address
-        return name in ("pixels", "embeddings")
-
-    def execute_async_v3(self, stream: int) -> bool:
-        self.calls.append(("execute", stream))
-        count = BATCH * 3 * 64 * 64
-        pixels = (ctypes.c_uint16 * count).from_address(self.addresses["pixels"])
-        rows = (ctypes.c_float * (BATCH * DIM)).from_address(self.addresses["embeddings"])
-        array = np.frombuffer(pixels, np.float16).reshape(BATCH, -1).astype(np.float32)
-        self.library.seen.append(array.copy())
-        np.frombuffer(rows, np.float32).reshape(BATCH, DIM)[:] = array[:, :DIM]
-        return self.library.works
-
-
-class FakeTensorRt:
-    """As much of the module as running an engine takes."""
-
-    ILogger = Logger
-
-    def __init__(self, works: bool = True, loads: bool = True) -> None:
-        self.works, self.loads = works, loads
-        self.contexts: list[Context] = []
-        self.seen: list[np.ndarray] = []
-
-    def Runtime(self, logger: Any) -> Any:
-        def load(plan: bytes) -> Any:
-            assert plan == b"the plan"
-            logger.log(Severity.ERROR, "made for\nanother GPU")
-            return SimpleNamespace(create_execution_context=self._context) if self.loads else None
-
-        return SimpleNamespace(deserialize_cuda_engine=load)
-
-    def _context(self) -> Context:
-        self.contexts.append(Context(self))
-        return self.contexts[-1]
+STREAM = 4242
 
 
 @pytest.fixture
@@ -138,15 +81,20 @@ def test_order_of_calls_and_fixed_addresses(encoder):
 def test_on_the_device_pixels_are_read_where_they_lie(encoder):
     library = FakeTensorRt()
     made, pixels = encoder(library), views(2 * BATCH).half()
-    rows = made.embed_on_device(pixels)
-    again = made.embed_on_device(pixels[BATCH:])
-    (context,) = library.contexts
-    assert context.addresses == {"pixels": pixels[BATCH:].data_ptr(), "embeddings": again.data_ptr()}
-    run = [("address", "pixels"), ("address", "embeddings"), ("execute", STREAM)]
-    assert context.calls == [("shape", "pixels", (BATCH, 3, 64, 64)), *3 * run]
-    assert rows.dtype == torch.float32
-    np.testing.assert_allclose(rows, pixels.flatten(1)[:, :DIM].float(), atol=0)
-    assert torch.equal(again, rows[BATCH:])
+    for _ in range(2):
+        rows = made.embed_on_device(pixels)
+        assert rows.dtype == torch.float32
+        np.testing.assert_allclose(rows, pixels.flatten(1)[:, :DIM].float(), atol=0)
+    # Nothing of a context changes once a graph may have recorded it.
+    assert [context.calls for context in library.contexts] == 2 * [
+        [("shape", "pixels", (BATCH, 3, 64, 64)), ("address", "pixels"), ("address", "embeddings")]
+        + 2 * [("execute", STREAM)]
+    ]
+    first, second = (context.addresses for context in library.contexts)
+    assert (first["pixels"], second["pixels"]) == (pixels.data_ptr(), pixels[BATCH:].data_ptr())
+    assert first["embeddings"] != second["embeddings"]
+    again = made.embed_on_device(pixels[BATCH:])  # other pixels, as after memory ran out
+    assert first["pixels"] == pixels[BATCH:].data_ptr() and torch.equal(again, rows[BATCH:])
 
 
 def test_what_it_says_of_itself(encoder):
