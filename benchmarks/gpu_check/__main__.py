@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_check.processes import run_limited
 from benchmarks.gpu_check.report import Row, has_module, missing, not_measured, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("ViT-B-32", "RN50", "ViT-L-14", "RN50x64")
 # All steps together stay under nine minutes; each also has a limit of its own, in seconds.
 TOTAL = 520.0
-LIMITS = {"tests": 90.0, "sanitizer": 80.0, "kernels": 60.0, "encoders": 75.0, "end_to_end": 45.0}
+LIMITS = {
+    "build": 150.0, "tests": 90.0, "sanitizer": 80.0, "kernels": 60.0, "encoders": 75.0, "end_to_end": 45.0,
+    "rivals": 45.0,
+}  # fmt: skip
 # What a step leaves for writing the results.
 _RESERVE = 10.0
 
@@ -75,10 +79,7 @@ def step(name: str, arguments: Sequence[str], limit: float) -> tuple[list[Row], 
         out = Path(folder) / "step.json"
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--step", name, "--out", str(out)]
         try:
-            done = subprocess.run(
-                [*command, "--seconds", f"{limit:.0f}", *arguments],
-                cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False,
-            )  # fmt: skip
+            done = run_limited([*command, "--seconds", f"{limit:.0f}", *arguments], limit, ROOT)
         except subprocess.TimeoutExpired:
             return [not_measured(name, case, f"not finished within {limit:.0f} s")], {}
         if done.returncode != 0 or not out.exists():
@@ -92,13 +93,14 @@ def run_step(
     name: str, model: str, ceilings: dict[str, float], seconds: float
 ) -> tuple[list[Row], dict[str, Any]]:
     """What a step's own process does."""
-    from benchmarks.gpu_check import encoders, end_to_end, gpu, kernels, tests_on_gpu
+    from benchmarks.gpu_check import encoders, end_to_end, gpu, kernels, rivals, tests_on_gpu
 
     steps: dict[str, Callable[[], tuple[list[Row], dict[str, Any]]]] = {
         "ceilings": lambda: ([], {"ceilings": gpu.ceilings()}),
         "tests": lambda: (tests_on_gpu.run_tests(seconds - 5), {}),
         "sanitizer": lambda: (tests_on_gpu.run_sanitizer(seconds - 5), {}),
         "kernels": lambda: kernels.run(ceilings),
+        "rivals": rivals.run,
         # Compiling takes most of a minute; begun later than that it would not be finished.
         "encoders": lambda: encoders.run(ceilings, model, seconds / 4),
         "tensorrt": lambda: encoders.run_tensorrt(ceilings, model),
@@ -128,7 +130,7 @@ def check(say: Callable[[str], None] = print) -> int:
     rows: list[Row] = []
     start = time.monotonic()
     try:
-        build(info["capability"])
+        build(info["capability"], LIMITS["build"])
     except BuildError as error:
         say(f"gpu-check: the build failed: {error}")
         return 1
@@ -156,12 +158,11 @@ def check(say: Callable[[str], None] = print) -> int:
             take("end_to_end", "--model", model, "--ceilings", given)
         for model in MODELS:
             take("encoders", "--model", model, "--ceilings", given)
+    take("rivals")
     take("sanitizer")
     if ceilings:
         for model in MODELS:
             take("tensorrt", "--model", model, "--ceilings", given)
-    for name in ("CV-CUDA", "DALI"):
-        rows.append(not_measured("rivals", name, "no runner for it in this check"))
 
     details["rows"] = [dataclasses.asdict(row) for row in rows]
     details["seconds"] = time.monotonic() - begun

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from benchmarks.gpu_check.processes import find_program
 
 NOT_MEASURED = "not measured"
 
@@ -24,7 +25,7 @@ OPTIONAL_MODULES = {
     "PIL": "photos as JPEGs; decoded pixels take their place",
     "pytest": "the tests on the GPU",
 }
-OPTIONAL_PROGRAMS = {"compute-sanitizer": "memcheck and racecheck", "nvcc": "the build", "cmake": "the build"}
+OPTIONAL_PROGRAMS = {"compute-sanitizer": "memcheck and racecheck"}
 
 
 def has_module(name: str) -> bool:
@@ -40,7 +41,7 @@ def missing(
 ) -> list[str]:
     """What is not here, each with what is skipped for it."""
     absent = [f"{name} ({what})" for name, what in modules.items() if not has_module(name)]
-    return absent + [f"{name} ({what})" for name, what in programs.items() if shutil.which(name) is None]
+    return absent + [f"{name} ({what})" for name, what in programs.items() if find_program(name) is None]
 
 
 @dataclasses.dataclass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from benchmarks.gpu_check.processes import find_program, run_limited
 from benchmarks.gpu_check.report import Row, has_module, not_measured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +57,7 @@ def run_tests(seconds: float) -> list[Row]:
             "-p", "no:cacheprovider", f"--junitxml={report}", *map(str, files_with_gpu_tests()),
         ]  # fmt: skip
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
-            )
+            done = run_limited(command, seconds, ROOT)
         except subprocess.TimeoutExpired:
             return [not_measured("tests", "pytest -m gpu", f"not finished within {seconds:.0f} s")]
         if not report.exists():
@@ -80,7 +78,7 @@ def run_tests(seconds: float) -> list[Row]:
 
 def run_sanitizer(seconds: float) -> list[Row]:
     """memcheck and racecheck over small cases of the ops."""
-    tool = shutil.which("compute-sanitizer") or _beside_nvcc()
+    tool = find_program("compute-sanitizer")
     rows = []
     for kind in ("memcheck", "racecheck"):
         case = f"compute-sanitizer {kind}"
@@ -92,9 +90,7 @@ def run_sanitizer(seconds: float) -> list[Row]:
             "-q", "-x", "-p", "no:cacheprovider", "-k", _SMALL, OPS,
         ]  # fmt: skip
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=seconds / 2, check=False
-            )
+            done = run_limited(command, seconds / 2, ROOT)
         except subprocess.TimeoutExpired:
             rows.append(not_measured("sanitizer", case, f"not finished within {seconds / 2:.0f} s"))
             continue
@@ -108,8 +104,3 @@ def run_sanitizer(seconds: float) -> list[Row]:
         errors = sum(int(number) for pair in summary for number in pair if number)
         rows.append(Row("sanitizer", case, errors, "errors", note=f"{passed[1]} tests under it"))
     return rows
-
-
-def _beside_nvcc() -> str | None:
-    found = sorted(Path("/usr/local").glob("cuda*/bin/compute-sanitizer"), reverse=True)
-    return str(found[0]) if found else None
