@@ -23,6 +23,11 @@ def start_values(soft: np.ndarray) -> np.ndarray:
     return np.log(clipped / (1 - clipped)).astype(np.float32)
 
 
+def label_step_device(network: torch.device) -> torch.device | None:
+    """Where the label step runs for a network on a device: beside it on a GPU; None for the host."""
+    return network if network.type == "cuda" else None
+
+
 class LatentLabels:
     """v [N, C] float32 with versions: an update never touches the file that a checkpoint refers to.
 

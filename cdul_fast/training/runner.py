@@ -31,7 +31,7 @@ from cdul_fast.training.config import TrainConfig
 from cdul_fast.training.dataset import LabelledPhotos, TrainingSet, open_photos
 from cdul_fast.training.distributed import World, join_world, leave_world
 from cdul_fast.training.features import extract_features
-from cdul_fast.training.latent import LatentLabels
+from cdul_fast.training.latent import LatentLabels, label_step_device
 from cdul_fast.training.loop import STAGES, Loop, Network, limiting_stage, mean_average_precision
 from cdul_fast.training.methods import Method, Problem, create_method, method_class
 from cdul_fast.training.model_dir import BACKBONE, FORMAT, ModelInfo, write_info
@@ -249,7 +249,7 @@ class _Session:
                 rank=world.rank,
                 world=world.size,
                 barrier=world.barrier,
-                device=world.device if world.device.type == "cuda" else None,
+                device=label_step_device(world.device),
             )
         options = {**recipe_options, **config.own_options()}
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -167,6 +168,51 @@ def test_devices_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.chosen_devices("cuda:2,0") == ("cuda:2", "cuda:0")
     with pytest.raises(ConfigError, match="--device cuda:3: the GPUs here are cuda:0 to cuda:2"):
         devices.chosen_devices("cuda:1,3")
+
+
+def test_all_devices_from_the_public_call(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`label_images` itself, on two GPUs whose processes work on the CPU."""
+    asked: list[tuple[str, ...]] = []
+    run = device_processes.label_on
+
+    def on_cpus(settings: LabelConfig, chosen: tuple[str, ...]) -> device_processes.PartSummary:
+        asked.append(chosen)
+        return run(settings, ("cpu", "cpu"), COMMAND)
+
+    monkeypatch.setattr(devices, "cuda_count", lambda: 2)
+    monkeypatch.setattr(device_processes, "label_on", on_cpus)
+    result = pipeline.label_images(config(work, "all", device="all"))
+    again = pipeline.label_images(config(work, "all", device="cuda:0,1"))
+    assert asked == [("cuda:0", "cuda:1")] * 2
+    assert result.counts == again.counts == {"ok": 29, "unsupported": 1}
+    assert (result.kept, again.kept) == (0, 30) and result.images_per_second > 0
+    pipeline.label_images(config(work, "one", quiet=True))
+    assert rows(work / "all") == rows(work / "one")
+
+
+def test_what_each_process_is_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = work / "part.py"
+    program.write_text("import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + '\\n'); sys.exit(3)")
+    monkeypatch.setattr(device_processes, "available_cores", lambda: 7)
+    for decoder, decode in ((True, "gpu"), (False, "cpu")):
+        told = work / f"told-{decode}"
+        monkeypatch.setattr(device_processes, "has_gpu_decoder", lambda decoder=decoder: decoder)
+        settings = config(work, "out", device="cuda:0,2", threads=None)
+        with pytest.raises(CdulError, match=r"2 of 2 parts failed \(cuda:0: ended with code 3 and no result"):
+            device_processes.label_on(
+                settings, ("cuda:0", "cuda:2"), (sys.executable, str(program), str(told))
+            )
+        parts = sorted(map(json.loads, told.read_text().splitlines()), key=lambda part: part["shard"])
+        assert [part["device"] for part in parts] == ["cuda:0", "cuda:2"]
+        assert [part["shard"] for part in parts] == ["1/2", "2/2"]
+        # One decoder for all, so that they decode alike, and the cores shared.
+        assert [(part["decode"], part["threads"]) for part in parts] == [(decode, 3)] * 2
+
+
+def test_the_process_that_is_started_by_default(work: Path) -> None:
+    settings = config(work, "real", model="tiny", classes=None, backend="torch", limit=4)
+    assert device_processes.label_on(settings, ("cpu",)).kept == 0
+    assert [row["status"] for row in rows(work / "real")] == ["ok"] * 4
 
 
 class SmallMemory(StubEncoder):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from test_train_command import config, largest_difference, weights
 
-from cdul_fast.training.latent import LatentLabels
+from cdul_fast import ops
+from cdul_fast.training import runner
+from cdul_fast.training.latent import LatentLabels, label_step_device
 
 DEVICES = [
     torch.device("cpu"),
@@ -54,3 +59,26 @@ def test_a_process_moves_its_own_rows_alone():
     sweep(latent, torch.device("cpu"))
     np.testing.assert_array_equal(latent.values[:5], before[:5])
     assert (latent.values[5:] != before[5:]).all()
+
+
+def test_train_takes_the_label_step_to_the_networks_device(toy_run, tmp_path, monkeypatch):
+    """The command with the CPU as the GPU: the step gets tensors of the device, and the model is the same."""
+    assert label_step_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert label_step_device(torch.device("cpu")) is None
+    kinds: set[type] = set()
+    step, asked = ops.label_step, []
+
+    def seen(latent: Any, logits: Any, **more: Any) -> Any:
+        kinds.add(type(latent))
+        return step(latent, logits, **more)
+
+    monkeypatch.setattr(ops, "label_step", seen)
+    given = {"method": "cdul", "epochs": 3, "options": "warmup=1"}
+    runner.train_on_run(config(toy_run, tmp_path / "host", **given))
+    assert kinds == {np.memmap}
+    kinds.clear()
+    monkeypatch.setattr(runner, "label_step_device", lambda network: asked.append(network) or network)
+    runner.train_on_run(config(toy_run, tmp_path / "device", **given))
+    assert kinds == {torch.Tensor} and asked == [torch.device("cpu")]
+    host, device = weights(tmp_path / "host"), weights(tmp_path / "device")
+    assert largest_difference(host, device) < 1e-5
