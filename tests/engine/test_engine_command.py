@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -149,6 +150,24 @@ def test_fp8_wants_photos_or_its_package(tmp_path, capsys):
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert "pip install 'cdul_fast[fp8]'" in error or "name some with --photos" in error
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("modelopt") is None, reason="needs NVIDIA ModelOpt (cdul_fast[fp8])"
+)
+def test_fp8_from_photos_to_an_engine(tmp_path, capsys):
+    out = tmp_path / "engine"
+    photos = engine_commands._demo_photos()
+    arguments = ("--precision", "fp8", "--photos", photos, "--batch", "1,2,2", "--cache-dir", tmp_path)
+    assert call("build", "--model", "tiny", "--target", "sm_89", *arguments, "--out", out) == 0
+    capsys.readouterr()
+    assert call("inspect", out) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["precision"][1] == "fp8;"
+    # Both factors of a product are quantized to fp8 and multiplied from there.
+    assert lines["quantize"][2] == "fp8" and int(lines["quantize"][1]) >= int(lines["convolution"][1])
+    assert lines["softmax"][1:] == ["1", "float"]
+    assert call("check", out, "--limit", 3) == 0
 
 
 def test_check_wants_photos_and_two_classes(folder, tmp_path, capsys):
