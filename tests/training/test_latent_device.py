@@ -73,7 +73,7 @@ def test_train_takes_the_label_step_to_the_networks_device(toy_run, tmp_path, mo
         return step(latent, logits, **more)
 
     monkeypatch.setattr(ops, "label_step", seen)
-    given = {"method": "cdul", "epochs": 3, "options": "warmup=1"}
+    given = {"method": "cdul", "epochs": 3, "method_options": "warmup=1"}
     runner.train_on_run(config(toy_run, tmp_path / "host", **given))
     assert kinds == {np.memmap}
     kinds.clear()
