@@ -99,7 +99,7 @@ def crop_resize(
         found = torch_ops.traced_crop_resize(images, boxes, size, fit, mean, std, dtype, threads)
         return torch_ops.given_out(found, out)
     call = _checked_call(images, boxes, size, fit, mean, std, dtype)
-    shape = (call.count, 3, call.size, call.size)
+    shape = (call.crops, 3, call.size, call.size)
     out = from_cuda_interface(out)
     if out is None and call.device is not None:
         torch = sys_torch()
@@ -112,9 +112,10 @@ def crop_resize(
         as_bits = dtype == "bfloat16" and isinstance(out, np.ndarray) and out.dtype == np.uint16
         writable(out, "out", shape, "uint16" if as_bits else dtype, "[M, 3, size, size]", device=call.device)
     if call.device is not None:
-        _cuda.crop_resize(call.native, call.count, call.size, DTYPES.index(dtype), out)
+        _cuda.crop_resize(call.native, call.crops, call.size, DTYPES.index(dtype), out)
     else:
-        _native.crop_resize(*call.native, pointer(out), thread_count(threads))
+        arguments: list[Any] = [*call.native, pointer(out), thread_count(threads)]
+        _native.crop_resize(*arguments)
     return out
 
 
@@ -175,7 +176,7 @@ class _Call(NamedTuple):
     """Checked arguments, and the addresses in ``native`` that ``photos`` and ``kept`` keep alive."""
 
     photos: list[Array]
-    count: int
+    crops: int
     size: int
     device: Any
     native: tuple[Any, ...]
