@@ -99,7 +99,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints the races as the documents show them."""
     benches = [
-        {"name": bench.name, "extra_info": bench.extra_info}
+        {"name": bench.name, "params": bench.params, "extra_info": bench.extra_info}
         for bench in config._benchmarksession.benchmarks
         if bench.extra_info
     ]

@@ -73,12 +73,14 @@ def test_classes(benchmark: Any, tmp_path: Path) -> None:
     _record(benchmark, sizes, [_run(folder, classes=size) for size in sizes])
 
 
+@pytest.mark.slow
 def test_grid(benchmark: Any, tmp_path: Path) -> None:
     folder = _photos(tmp_path / "photos", 300, 240, 180)
     sizes = [1, 2, 3, 5, 7, 10]
     _record(benchmark, [size**2 + 1 for size in sizes], [_run(folder, grid=size) for size in sizes])
 
 
+@pytest.mark.slow
 def test_threads(benchmark: Any, tmp_path: Path) -> None:
     folder = _photos(tmp_path / "photos", 1000, 500, 375)
     sizes = [1, 2]

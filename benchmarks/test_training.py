@@ -97,6 +97,7 @@ def _plain_head(features: torch.Tensor, targets: torch.Tensor, epochs: int) -> n
 
 
 @needs_data
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["soft", "cdul"])
 def test_head(race: Race, rounds: Any, bench: Bench, method: str) -> None:
     """1,697 photos, 60 epochs, a linear head, after the features; at most 5 seconds are wanted."""
@@ -117,6 +118,7 @@ def test_head(race: Race, rounds: Any, bench: Bench, method: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_whole_network_step(race: Race, rounds: Any, backbone: Backbone) -> None:
     """A step of 16 photos at 224 pixels with the defaults of ``train``, and with torch's own."""
 
