@@ -268,7 +268,7 @@ def main() -> None:
             rows = sorted(rows + sweep_method(bench, name, trials, splits), key=_rank)
         seconds = round(time.perf_counter() - start, 1)
         stored["methods"][name] = {"seconds": seconds, "trials": rows}
-        stored["command"] = shlex.join(["python -m benchmarks.training_sweep", *sys.argv[1:]])
+        stored["command"] = shlex.join(["python", "-m", "benchmarks.training_sweep", *sys.argv[1:]])
         stored["feature_scaling"] = scaling
         stored["torch"] = torch.__version__
         out.parent.mkdir(parents=True, exist_ok=True)
