@@ -91,12 +91,19 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[bench]'
 	touch $@
 
+# A process a module: none inherits another's threads and memory, and a failure loses no other's record.
 bench: $(VENV)/.bench
-	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --benchmark-json build/bench.json \
-	  $(if $(PILLOW_SIMD),--pillow-simd $(PILLOW_SIMD))
-	rm -f benchmarks/results/cpu*.json
-	cp build/bench.json benchmarks/results/cpu.json
-	$(PY) -m benchmarks.tables
+	rm -rf build/bench
+	mkdir -p build/bench
+	failed=0; for test in benchmarks/test_*.py; do \
+	  name=$$(basename $$test .py); \
+	  $(PY) -m pytest $$test -q --benchmark-columns=median,iqr \
+	    --benchmark-json build/bench/cpu-$${name#test_}.json \
+	    $(if $(PILLOW_SIMD),--pillow-simd '$(PILLOW_SIMD)') || failed=1; \
+	done; \
+	rm -f benchmarks/results/cpu-*.json; \
+	cp build/bench/cpu-*.json benchmarks/results/; \
+	$(PY) -m benchmarks.tables && exit $$failed
 
 bench-quick: $(VENV)/.bench
 	$(PY) -m pytest benchmarks -q --benchmark-columns=median,iqr --quick

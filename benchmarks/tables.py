@@ -1,6 +1,6 @@
-"""Turns ``benchmarks/results/cpu.json``, and parts beside it (``cpu-*.json``), into Markdown tables.
+"""Turns the records ``benchmarks/results/cpu-*.json``, one a module of the suite, into Markdown tables.
 
-Parts come from calls of single modules; what two of them measured is taken from the later one.
+What two of them measured is taken from the later one.
 
 ``python -m benchmarks.tables`` rewrites what stands between the markers ``<!-- bench:NAME -->`` and
 ``<!-- /bench -->`` in ``benchmarks/README.md`` and ``README.md``; NAME is ``all``, ``summary`` (rows with a
@@ -21,7 +21,7 @@ MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", 
 
 def main() -> None:
     """Rewrites the marked parts of both files."""
-    records = [json.loads(path.read_text()) for path in RESULTS.glob("cpu*.json")]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("cpu-*.json")]
     for path in (ROOT / "benchmarks" / "README.md", ROOT / "README.md"):
         path.write_text(filled(path.read_text(), records))
 

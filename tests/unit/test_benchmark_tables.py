@@ -73,7 +73,7 @@ def test_what_the_suite_writes_does_not_count_as_a_change(tmp_path: Path) -> Non
 
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
-    tracked = [results / "cpu.json", tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"]
+    tracked = [results / "cpu-crops.json", tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"]
     source = tmp_path / "source.py"
     assert commit_info(tmp_path)["id"] == "unknown"
     for path in (*tracked, source):
