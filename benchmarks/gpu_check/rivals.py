@@ -60,17 +60,19 @@ def cvcuda_crops(photos: Tensor, cvcuda: Any) -> Tensor:
     return ((resized / 255 - mean) / std).half().permute(0, 1, 4, 2, 3).contiguous()
 
 
-def dali_pipeline(batch: int, threads: int, device: str) -> Any:
-    """JPEG files to float16 [V, 3, S, S] a photo, and the decoded pixels; built, and fed as ``files``."""
+def dali_pipeline(files: Sequence[bytes], threads: int, device: str) -> Any:
+    """JPEG files, the same in every batch, to float16 [V, 3, S, S] a photo, and the decoded pixels; built."""
     fn, types = (importlib.import_module(f"nvidia.dali.{name}") for name in ("fn", "types"))
     pipeline_def = importlib.import_module("nvidia.dali").pipeline_def
     on_gpu = device == "cuda"
+    given = [np.frombuffer(data, np.uint8) for data in files]
 
     @pipeline_def
     def graph() -> Any:
-        files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
+        # DALI asks for batches ahead of the one that it gives.
+        source = fn.external_source(source=lambda: given, batch=True, dtype=types.UINT8, ndim=1)
         pixels = fn.decoders.image(
-            files, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
+            source, device="mixed" if on_gpu else "cpu", output_type=types.RGB, jpeg_fancy_upsampling=True
         )
         views = []
         for top, left, bottom, right in squares():
@@ -85,7 +87,7 @@ def dali_pipeline(batch: int, threads: int, device: str) -> Any:
             )
         return fn.stack(*views), pixels
 
-    made = graph(batch_size=batch, num_threads=threads, device_id=0 if on_gpu else None)
+    made = graph(batch_size=len(files), num_threads=threads, device_id=0 if on_gpu else None)
     made.build()
     return made
 
@@ -150,15 +152,11 @@ def decode_rows(photos: Photos, device: str, seconds: float) -> list[Row]:
     if not has_module("nvidia.dali"):
         return [*rows, not_measured("rivals", f"{case}, DALI", "nvidia.dali is not installed")]
     try:
-        pipeline = dali_pipeline(len(files), available_cores(), device)
-        given = [np.frombuffer(data, np.uint8) for data in files]
-
-        def run() -> Any:
-            pipeline.feed_input("files", given)
-            return pipeline.run()
-
-        found = rate(run, len(files), device, seconds)
-        crops, pixels = (torch.stack([torch.as_tensor(x) for x in made]) for made in map(on_host, run()))
+        pipeline = dali_pipeline(files, available_cores(), device)
+        found = rate(pipeline.run, len(files), device, seconds)
+        crops, pixels = (
+            torch.stack([torch.as_tensor(x) for x in made]) for made in map(on_host, pipeline.run())
+        )
     except Exception as error:
         return [*rows, not_measured("rivals", f"{case}, DALI", f"{type(error).__name__}: {error}"[:120])]
     want = our_crops(list(pixels)).view(crops.shape)

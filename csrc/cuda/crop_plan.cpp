@@ -9,27 +9,21 @@ namespace {
 
 using AxisKey = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // arguments of resample_axis
 
-class Tables {
- public:
-  explicit Tables(std::vector<int32_t>& words) : words_(words) {}
+using MadeAxes = std::map<AxisKey, AxisWindows>;
 
-  // Each made once: the tiles of a grid share theirs.
-  AxisWindows axis(int64_t in, int64_t out, int64_t first, int64_t count) {
-    const auto [slot, is_new] = made_.try_emplace(AxisKey{in, out, first, count});
-    if (is_new) {
-      const ResampleAxis axis = resample_axis(in, out, first, count);
-      slot->second = {static_cast<int64_t>(words_.size()), static_cast<int32_t>(axis.count),
-                      static_cast<int32_t>(axis.taps)};
-      for (const auto* part : {&axis.start, &axis.length, &axis.coeffs})
-        words_.insert(words_.end(), part->begin(), part->end());
-    }
-    return slot->second;
+// Appends an axis to the tables unless it is there already: the tiles of a grid share theirs.
+AxisWindows shared_axis(int64_t in, int64_t out, int64_t first, int64_t count, std::vector<int32_t>& words,
+                        MadeAxes& made) {
+  const auto [slot, is_new] = made.try_emplace(AxisKey{in, out, first, count});
+  if (is_new) {
+    const ResampleAxis axis = resample_axis(in, out, first, count);
+    slot->second = {static_cast<int64_t>(words.size()), static_cast<int32_t>(axis.count),
+                    static_cast<int32_t>(axis.taps)};
+    for (const auto* part : {&axis.start, &axis.length, &axis.coeffs})
+      words.insert(words.end(), part->begin(), part->end());
   }
-
- private:
-  std::vector<int32_t>& words_;
-  std::map<AxisKey, AxisWindows> made_;
-};
+  return slot->second;
+}
 
 void append_pixel_values(const CropResizeParams& params, std::vector<int32_t>& words) {
   float table[kPixelValues] = {};
@@ -51,7 +45,7 @@ void append_pixel_values(const CropResizeParams& params, std::vector<int32_t>& w
 CropPlan plan_crops(const CropResizeParams& params) {
   CropPlan plan;
   append_pixel_values(params, plan.tables);
-  Tables tables(plan.tables);
+  MadeAxes made;
   for (int64_t i = 0; i < params.count; ++i) {
     const CropBox& box = params.boxes[i];
     const Image& image = params.images[box.image];
@@ -63,8 +57,8 @@ CropPlan plan_crops(const CropResizeParams& params) {
     view.out_column = static_cast<int32_t>(g.out_column);
     view.out_row = static_cast<int32_t>(g.out_row);
     view.vertical_first = g.vertical_first;
-    view.columns = tables.axis(width, g.resized_width, g.first_column, g.columns);
-    view.rows = tables.axis(height, g.resized_height, g.first_row, g.rows);
+    view.columns = shared_axis(width, g.resized_width, g.first_column, g.columns, plan.tables, made);
+    view.rows = shared_axis(height, g.resized_height, g.first_row, g.rows, plan.tables, made);
     plan.views.push_back(view);
   }
   return plan;
