@@ -40,8 +40,12 @@ def config(toy_run: Path, out: Path, **more) -> TrainConfig:
     return TrainConfig(**given)
 
 
+def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "last.safetensors")
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in load_file(folder / "last.safetensors").items() if k.startswith("network.")}
+    return {k: v for k, v in checkpoint(folder).items() if k.startswith("network.")}
 
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -117,7 +121,8 @@ def test_a_kill_at_any_step_changes_nothing(toy_run, tmp_path, monkeypatch, meth
         train_on_run(broken)
     monkeypatch.setattr(Loop, "_step", real)
     result = train_on_run(broken)
-    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "broken")) == 0.0
+    # Network, average, optimiser and what the method knows: the last two may show in later epochs alone.
+    assert largest_difference(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")) == 0.0
     whole = json.loads((tmp_path / "whole" / "history.json").read_text())["history"]
     assert [e["loss"] for e in whole] == [e["loss"] for e in result.history]
     if method == "cdul":
