@@ -8,6 +8,7 @@ import json
 import logging
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,33 +136,43 @@ def run_compiled(
     Returns:
         Its first output [N, D] float32, and its second [N, D, g, g] float16 or None.
     """
-    import openvino as ov
-
-    requests = ov.AsyncInferQueue(compiled)
     count, with_maps = len(photos), len(compiled.outputs) > 1
     pooled = np.empty((count, info.channels), np.float32)
-    maps: list[np.ndarray] = []
-    done = [0]
+    maps: np.ndarray | None = None
 
-    def keep(request: Any, where: tuple[int, int]) -> None:
-        start, stop = where
+    def collect(request: Any, start: int) -> None:
+        nonlocal maps
+        request.wait()
+        stop = min(start + _BATCH, count)
         pooled[start:stop] = request.get_output_tensor(0).data[: stop - start]
         if with_maps:
             given = request.get_output_tensor(1).data
-            if not maps:
-                maps.append(np.empty((count, *given.shape[1:]), np.float16))
-            maps[0][start:stop] = given[: stop - start]
-        done[0] += stop - start
+            if maps is None:
+                maps = np.empty((count, *given.shape[1:]), np.float16)
+            maps[start:stop] = given[: stop - start]
         if progress is not None:
-            progress(done[0], count)
+            progress(stop, count)
 
-    requests.set_callback(keep)
+    # Waited for here, and not told by callbacks: those want the GIL in OpenVINO's own threads, which the
+    # network's destructor joins while it holds it.
+    idle = [
+        compiled.create_infer_request()
+        for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    ]
+    busy: deque[tuple[Any, int]] = deque()
     read = _batches(photos, size, fit, info.mean, info.std, threads)
     with contextlib.closing(read_ahead(read, _PREFETCH)) as batches:
         for start, batch in batches:
-            requests.start_async({0: batch}, (start, min(start + _BATCH, count)))
-    requests.wait_all()
-    return pooled, maps[0] if maps else None
+            if not idle:
+                request, begun = busy.popleft()
+                collect(request, begun)
+                idle.append(request)
+            request = idle.pop()
+            request.start_async({0: batch})
+            busy.append((request, start))
+        while busy:
+            collect(*busy.popleft())
+    return pooled, maps
 
 
 def compile_for_cpu(
