@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cdul_fast.data.decode import Decoded, PhotoProblem, decode_photo
+from cdul_fast.data.decode import Decoded, decode_photo
 from cdul_fast.data.gpu_decode import GpuDecoder, fit_for_gpu
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
@@ -22,7 +22,7 @@ from cdul_fast.execution.device_stream import place_for
 from cdul_fast.execution.halving import is_out_of_memory
 from cdul_fast.execution.local_engine import Encoded, Engine, Stages
 from cdul_fast.execution.readers import Claim, ReaderThreads, Reading
-from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec, read_photo
 
 # Upload memory of a batch: four MiB a photo hold 1.4 megapixels; larger photos take a neighbour's room, or
 # the slower way.
@@ -83,23 +83,21 @@ class DeviceEngine(Engine):
 
     def _load(self, source: Any, index: int, slot: UploadSlot, position: int, claim: Claim) -> Prepared:
         """Read a photo and decode it into its slot, or leave its bytes there for the device's decoder."""
+        found = read_photo(source, index)
+        if isinstance(found, Prepared):
+            return found
+        data, read_seconds = found
         start = time.perf_counter()
-        try:
-            data = source.read(index)
-        except PhotoProblem as problem:
-            seconds = time.perf_counter() - start
-            return Prepared(problem.status, problem.error, problem.width, problem.height, seconds)
-        read = time.perf_counter()
         size = fit_for_gpu(data, self._spec) if self._decoder is not None else None
         if size is not None:
             if claim():
                 slot.files[position] = data
-            return Prepared("ok", None, *size, read - start, time.perf_counter() - read)
+            return Prepared("ok", None, *size, read_seconds, time.perf_counter() - start)
         photo = self._decode(data)
         if photo.pixels is not None and claim():
             slot.put(position, photo.pixels)
-        decoded = time.perf_counter() - read
-        return Prepared(photo.status, photo.error, photo.width, photo.height, read - start, decoded)
+        decoded = time.perf_counter() - start
+        return Prepared(photo.status, photo.error, photo.width, photo.height, read_seconds, decoded)
 
     def _decode(self, data: bytes) -> Decoded:
         return decode_photo(data, max_pixels=self._spec.max_pixels, exif_rotate=self._spec.exif_rotate)

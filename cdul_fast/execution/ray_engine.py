@@ -32,7 +32,7 @@ from cdul_fast.data.source import Reader, Source
 from cdul_fast.errors import CdulError, ConfigError
 from cdul_fast.execution.local_engine import Encoded, Engine
 from cdul_fast.execution.readers import Claim, ReaderThreads
-from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, score_views
+from cdul_fast.execution.work import Prepared, ScoreSpec, ViewSpec, prepare_photo, read_photo, score_views
 
 if TYPE_CHECKING:
     from cdul_fast.config import LabelConfig
@@ -264,15 +264,13 @@ def read_block(block: Block, timeout: float) -> Iterator[Block]:
 
 def _reading(source: Source, held: list[bytes | Prepared], at: int) -> Any:
     def read(claim: Claim) -> Prepared:
-        start = time.perf_counter()
-        try:
-            data = source.read(at)
-        except PhotoProblem as problem:
-            seconds = time.perf_counter() - start
-            return Prepared(problem.status, problem.error, problem.width, problem.height, seconds)
+        found = read_photo(source, at)
+        if isinstance(found, Prepared):
+            return found
+        data, seconds = found
         if claim():
             held[at] = data
-        return Prepared("ok", None, 0, 0, time.perf_counter() - start)
+        return Prepared("ok", None, 0, 0, seconds)
 
     return read
 

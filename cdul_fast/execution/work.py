@@ -102,6 +102,17 @@ def crop_views(pixels: np.ndarray, spec: ViewSpec, out: Any) -> None:
     )
 
 
+def read_photo(source: Source, index: int) -> tuple[bytes, float] | Prepared:
+    """The bytes of a photo and the seconds it took to read them; where there are none, what is to be said."""
+    start = time.perf_counter()
+    try:
+        data = source.read(index)
+    except PhotoProblem as problem:
+        seconds = time.perf_counter() - start
+        return Prepared(problem.status, problem.error, problem.width, problem.height, seconds)
+    return data, time.perf_counter() - start
+
+
 def prepare_photo(
     source: Source, index: int, spec: ViewSpec, out: Any, claim: Callable[[], bool] = lambda: True
 ) -> Prepared:
@@ -114,20 +125,18 @@ def prepare_photo(
         out: Where the views go, [V, 3, S, S] of the encoder's type.
         claim: Asked right before ``out`` is written; on False it is left alone, as nobody waits any more.
     """
+    found = read_photo(source, index)
+    if isinstance(found, Prepared):
+        return found
+    data, read_seconds = found
     start = time.perf_counter()
-    try:
-        data = source.read(index)
-    except PhotoProblem as problem:
-        seconds = time.perf_counter() - start
-        return Prepared(problem.status, problem.error, problem.width, problem.height, seconds)
-    read = time.perf_counter()
     photo: Decoded = decode_photo(data, max_pixels=spec.max_pixels, exif_rotate=spec.exif_rotate)
     decoded = time.perf_counter()
     if photo.pixels is not None and claim():
         crop_views(photo.pixels, spec, out)
     end = time.perf_counter()
     return Prepared(
-        photo.status, photo.error, photo.width, photo.height, read - start, decoded - read, end - decoded
+        photo.status, photo.error, photo.width, photo.height, read_seconds, decoded - start, end - decoded
     )
 
 
