@@ -134,22 +134,16 @@ class Marks:
     """Cell c of a map is about class c: who it is, and its mark where the photo has the class.
 
     Attention is given, cell c to class c, so that what is seen is the transfer of labels.
-
-    Args:
-        together: Classes 1 and 3 are in the photos that classes 0 and 2 are in, and hard to see.
     """
 
-    def __init__(self, together: bool) -> None:
+    def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
         basis = directions(10, self.generator)
-        size = torch.tensor([2.0, 1.0, 2.0, 1.0, 2.0]) if together else torch.full((5,), 2.0)
         self.truth, self.maps = {}, {}
         for split in ("train", "test"):
             truth = (torch.rand(IMAGES, 5, generator=self.generator) < 0.4).float()
-            if together:
-                truth[:, 1], truth[:, 3] = truth[:, 0], truth[:, 2]
             noise = 0.35 * torch.randn(IMAGES, 5, CHANNELS, generator=self.generator)
-            cells = basis[:5] + noise + (truth * size)[:, :, None] * basis[5:]
+            cells = basis[:5] + noise + 2 * truth[:, :, None] * basis[5:]
             self.truth[split], self.maps[split] = truth, cells.transpose(1, 2)[..., None]
 
     def known(self, positives: float, negatives: float) -> torch.Tensor:
@@ -181,7 +175,7 @@ def nothing_between(features, observed):
 
 def between_learns() -> bool:
     """A twenty-fifth of the positives is known; photos that have a class look alike in its cell."""
-    toy = Marks(together=False)
+    toy = Marks()
     logits, truth = toy.logits(toy.known(0.04, 0.4), margin=0.6), toy.truth["test"]
     right = (logits > 0).float() == truth
     return right[truth == 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.92
