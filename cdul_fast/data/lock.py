@@ -50,4 +50,6 @@ def _open(path: Path) -> Iterator[int]:
     try:
         yield descriptor
     finally:
+        # A process forked meanwhile (OpenVINO's telemetry does that) shares the lock and would keep it.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
