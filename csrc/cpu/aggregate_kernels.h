@@ -74,16 +74,24 @@ inline float largest(const float* cosines, int64_t classes) {
   return Simd::reduce_max(Simd::max(Simd::max(tops[0], tops[1]), Simd::max(tops[2], tops[3])));
 }
 
+// Vectors that are added up before they go to a view's sum: what is added to a large sum one by one loses
+// most of its bits each time.
+constexpr int64_t kAddedAtOnce = 16;
+
 // Writes the exponentials of one view, whole vectors, and returns the vector of partial sums.
 template <int kVectors>
 inline Simd::Reg exponentials(const float* cosines, int64_t classes, Softmax softmax, float top, float* e) {
-  Simd::Reg sum = Simd::set(0.f);
+  Simd::Reg sum = Simd::set(0.f), part = Simd::set(0.f);
   for_vectors<kVectors>(classes, [&](int64_t i) {
     const Simd::Reg x = softmax(load_lanes(cosines + i, lanes(i, classes), -kInfinity), top);
     Simd::store(e + i, x);
-    sum = Simd::add(sum, x);
+    part = Simd::add(part, x);
+    if (kVectors == 0 && i / Simd::kWidth % kAddedAtOnce == kAddedAtOnce - 1) {
+      sum = Simd::add(sum, part);
+      part = Simd::set(0.f);
+    }
   });
-  return sum;
+  return kVectors == 0 ? Simd::add(sum, part) : part;
 }
 
 // Outside of these sums of a view's exponentials its own largest cosine lies so far from the one subtracted
