@@ -132,6 +132,12 @@ def rounds(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
+def compilers(request: pytest.FixtureRequest) -> bool:
+    """Whether torch.compile takes part: its first compilations take half a minute."""
+    return not request.config.getoption("--quick")
+
+
+@pytest.fixture
 def model_cache() -> Iterator[Path]:
     """Where converted models lie during one test: gigabytes, so pytest is not to keep them."""
     with tempfile.TemporaryDirectory(prefix="cdul-bench-") as folder:

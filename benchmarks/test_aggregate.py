@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,12 @@ def _from_embeddings(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("classes", CLASSES)
-def test_aggregate_from_cosines(race: Race, rounds: Any, classes: int, threads: int) -> None:
+def test_aggregate_from_cosines(race: Race, rounds: Any, classes: int, threads: int, compilers: bool) -> None:
     cosines = torch.empty(PHOTOS, VIEWS, classes).uniform_(
         0.1, 0.35, generator=torch.Generator().manual_seed(0)
     )
     with library_threads(threads):
-        compiled = torch.compile(_eager)
+        compiled = {"torch.compile": torch.compile(_eager)} if compilers else {}
         out = torch.empty(PHOTOS, classes)
         ours = _checked(
             lambda: ops.aggregate(cosines, scale=SCALE, threads=threads, out=out), _eager(cosines), 1e-6
@@ -51,11 +52,12 @@ def test_aggregate_from_cosines(race: Race, rounds: Any, classes: int, threads: 
             ours,
             {
                 "eager torch": lambda: _eager(cosines),
-                "torch.compile": lambda: compiled(cosines),
+                **{name: partial(call, cosines) for name, call in compiled.items()},
                 "NumPy": lambda: _numpy(cosines.numpy()),
             },
             rounds=rounds(40),
             target={"eager torch": 5.0} if classes == 80 and threads == 1 else {},
+            missing=() if compilers else ("torch.compile (left out by --quick)",),
             warmup=3,
         )
 
@@ -65,7 +67,7 @@ def test_aggregate_from_cosines(race: Race, rounds: Any, classes: int, threads: 
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dim", [512, 1024])
 def test_aggregate_from_embeddings(
-    race: Race, rounds: Any, dim: int, classes: int, compute: str, threads: int
+    race: Race, rounds: Any, dim: int, classes: int, compute: str, threads: int, compilers: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(PHOTOS, VIEWS, dim, generator=generator)
@@ -73,7 +75,7 @@ def test_aggregate_from_embeddings(
     flat = images.view(-1, dim)
     half = (images.bfloat16(), texts.bfloat16())
     with library_threads(threads):
-        compiled = torch.compile(_from_embeddings)
+        compiled = {"torch.compile": torch.compile(_from_embeddings)} if compilers else {}
         tolerance = 1e-5 if compute == "float32" else 0.05  # bfloat16 keeps 8 bits of each factor
         ours = _checked(
             lambda: ops.aggregate_embeddings(images, texts, scale=SCALE, compute=compute, threads=threads),
@@ -87,11 +89,12 @@ def test_aggregate_from_embeddings(
             {
                 "eager torch": lambda: _from_embeddings(images, texts),
                 "eager torch, bf16": lambda: _from_embeddings(*half),
-                "torch.compile": lambda: compiled(images, texts),
+                **{name: partial(call, images, texts) for name, call in compiled.items()},
                 "matmul alone, fp32": lambda: torch.mm(flat, texts.T),
             },
             rounds=rounds(20),
             target=target if named else {},
+            missing=() if compilers else ("torch.compile (left out by --quick)",),
             warmup=3,
         )
 

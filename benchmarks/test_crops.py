@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,23 @@ def test_ten_crops(
 
 @pytest.mark.parametrize("size", [224, 448])
 def test_two_threads_over_one(race: Race, rounds: Any, small_photo: np.ndarray, size: int) -> None:
+    """Beside it what the machine itself gains by its second core, which changes from minute to minute."""
     one, two = (_ours(small_photo, size, "float32", threads) for threads in (1, 2))
     assert torch.equal(one(), two())
+    out, square = torch.empty(10, 3, size, size), torch.ones(512, 512)
     race.run(
-        two, {"1 thread": one}, rounds=rounds(60), target={"1 thread": 1.8}, subject="2 threads", warmup=5
-    )
+        two,
+        {
+            "1 thread": one,
+            "1 thread, as many zeros": lambda: _with_threads(1, out.zero_),
+            "2 threads, as many zeros": lambda: _with_threads(2, out.zero_),
+            "1 thread, a matrix product": lambda: _with_threads(1, lambda: torch.mm(square, square)),
+            "2 threads, a matrix product": lambda: _with_threads(2, lambda: torch.mm(square, square)),
+        },
+        rounds=rounds(60), target={"1 thread": 1.8}, subject="2 threads", warmup=5,
+    )  # fmt: skip
+
+
+def _with_threads(threads: int, call: Callable[[], object]) -> None:
+    with library_threads(threads):
+        call()

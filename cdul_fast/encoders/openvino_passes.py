@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections import deque
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import openvino as ov
 
 from cdul_fast.encoders.base import Floats, inner_batch
+
+# How often a call that waits for its own pass looks for a request that another call is done with.
+_LOOK_EVERY_MS = 2
 
 
 class Passes:
@@ -64,8 +68,10 @@ class Passes:
             while running:
                 self._finish(running, rows)
         finally:
+            # After an error: the other passes are of no use, their requests are.
             while running:
-                self._finish(running, rows)
+                with contextlib.suppress(Exception):
+                    self._finish(running, rows)
         return rows
 
     def close(self) -> None:
@@ -73,13 +79,14 @@ class Passes:
         self._requests = queue.SimpleQueue()
 
     def _next_request(self, running: deque[tuple[Any, int, Any]], rows: Floats) -> Any:
-        # A caller that holds a request finishes its own before it waits for another's: no two can block.
-        try:
-            return self._requests.get_nowait()
-        except queue.Empty:
-            if running:
+        # A caller that holds a request finishes its own before it waits for another's: no two can block. It
+        # takes another's that is free first: else a core idles while the last call's passes queue on one.
+        while running:
+            with contextlib.suppress(queue.Empty):
+                return self._requests.get_nowait()
+            if running[0][0].wait_for(_LOOK_EVERY_MS):
                 self._finish(running, rows)
-            return self._requests.get()
+        return self._requests.get()
 
     def _finish(self, running: deque[tuple[Any, int, Any]], rows: Floats) -> None:
         request, start, _ = running.popleft()

@@ -58,7 +58,7 @@ int64_t bytes_of(PixelType type) {
 constexpr int64_t kNonTemporalBytes = 12 << 20;
 
 // Bands for each thread to take, of equal cost where that is possible.
-constexpr int64_t kBandsOfAThread = 8;
+constexpr int64_t kBandsOfAThread = 5;
 // A band of fewer source rows than this wastes too much on the rows that it shares with its neighbours.
 constexpr int64_t kLeastBandRows = 64;
 

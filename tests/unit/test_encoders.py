@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,39 @@ def test_loading_is_silent(named: str, capfd: pytest.CaptureFixture[str]) -> Non
     load_model(find_model(named, "none"))
     assert root.handlers == handlers
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_call_takes_the_request_that_another_is_done_with(cache: Path) -> None:
+    """Otherwise a core idles while all passes of the last call queue behind its own first one."""
+    encoder = create_encoder("tiny", backend="openvino", precision="fp32", threads=2, cache_dir=cache)
+    passes = encoder._passes
+    mine, others = Request(), passes._requests.get()
+    passes._requests.get()
+
+    def hand_over() -> None:
+        mine.looked.wait(10)
+        passes._requests.put(others)
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    running = deque([(mine, 0, None)])
+    assert passes._next_request(running, np.zeros((1, encoder.dim), np.float32)) is others
+    thread.join()
+    assert len(running) == 1, "its own pass is still under way"
+
+
+class Request:
+    """Of a pass that does not end."""
+
+    def __init__(self) -> None:
+        self.looked = threading.Event()
+
+    def wait_for(self, milliseconds: int) -> bool:
+        self.looked.set()
+        return False
+
+    def wait(self) -> None:
+        raise AssertionError("waited for its own pass although another request was free")
 
 
 def test_the_embedded_model_knows_its_classes(cache: Path) -> None:
