@@ -72,7 +72,7 @@ def test_ten_crops(
         )
         target = {name: value for name, value in against.items() if value and threads == 1}
         race.run(
-            ours, rivals, rounds=rounds(15 if photo == "small" else 5), target=target, missing=missing,
+            ours, rivals, rounds=rounds(15 if photo == "small" else 3), target=target, missing=missing,
             notes={"largest difference from Pillow, of 255": differences},
         )  # fmt: skip
 

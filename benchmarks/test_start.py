@@ -23,7 +23,7 @@ def test_import(race: Race, rounds: Any) -> None:
     race.run(
         _python("-c", "import cdul_fast"),
         {"python alone": _python("-c", "pass"), "import open_clip": _python("-c", "import open_clip")},
-        rounds=rounds(5),
+        rounds=rounds(3),
         notes={"target, seconds": 0.3},
         subject="import cdul_fast",
         warmup=0,
@@ -39,7 +39,7 @@ def test_first_label(race: Race, rounds: Any, tmp_path: Path) -> None:
     race.run(
         command,
         {"import torch": _python("-c", "import torch")},
-        rounds=rounds(5),
+        rounds=rounds(3),
         subject="first label",
         warmup=0,
     )
