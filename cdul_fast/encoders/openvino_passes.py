@@ -15,6 +15,10 @@ from cdul_fast.encoders.base import Floats, inner_batch
 # How often a call that waits for its own pass looks for a request that another call is done with.
 _LOOK_EVERY_MS = 2
 
+# Otherwise OpenVINO binds its threads to the first cores, and does so in every process on this machine: two
+# actors, or two parts of a run, share one core beside an idle one.
+UNBOUND = {"ENABLE_CPU_PINNING": False}
+
 
 class Passes:
     """Runs an OpenVINO model on one thread a request, as many requests as threads.
@@ -42,6 +46,7 @@ class Passes:
             "INFERENCE_PRECISION_HINT": "bf16" if narrow else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": threads,
+            **UNBOUND,
         }
         compiled = ov.Core().compile_model(model, "CPU", settings)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

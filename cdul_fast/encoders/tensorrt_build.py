@@ -9,8 +9,10 @@ import logging
 import re
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from cdul_fast.data.sinks import replacing
@@ -168,13 +170,41 @@ def build_plan(
     if toolkit.gpu and timing_cache is not None:
         timings = config.create_timing_cache(_read_or_empty(timing_cache))
         config.set_timing_cache(timings, ignore_mismatch=False)
-    plan = _made(builder.build_serialized_network(network, config), logger, "cannot build the engine")
+    plan = _made(_build(trt, builder, network, config), logger, "cannot build the engine")
     seconds = time.perf_counter() - start
     if timings is not None and timing_cache is not None:
         _keep(timing_cache, timings.serialize())
     layers = _layers(network)
     del parser  # it owns the weights that the network was built from
     return plan, layers, seconds
+
+
+def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:
+    """Build the plan in a thread, so that this one hears signals, which then end the build early.
+
+    In TensorRT's own callbacks an exception, Ctrl-C's too, would be printed and forgotten.
+    """
+    stopped = Event()
+
+    def go_on(*_: Any) -> bool:
+        return not stopped.is_set()
+
+    def ignore(*_: Any) -> None:
+        pass
+
+    methods = {"phase_start": ignore, "phase_finish": ignore, "step_complete": go_on}
+    kind: Any = type(
+        "Monitor", (trt.IProgressMonitor,), methods | {"__init__": trt.IProgressMonitor.__init__}
+    )
+    config.progress_monitor = monitor = kind()
+    with ThreadPoolExecutor(1, thread_name_prefix="cdul-engine") as pool:
+        try:
+            plan = pool.submit(builder.build_serialized_network, network, config).result()
+        except BaseException:
+            stopped.set()
+            raise
+    del monitor  # the configuration holds no reference to it
+    return plan
 
 
 def parse_layers(toolkit: Toolkit, model: Path) -> list[Layer]:

@@ -181,11 +181,14 @@ def compile_for_cpu(
     """Convert a torch model on [batch, 3, size, size] images and compile it for the CPU."""
     import openvino as ov
 
+    from cdul_fast.encoders.openvino_passes import UNBOUND
+
     converted = converted_for_cpu(model, size)
     converted.reshape({converted.inputs[0]: [batch, 3, size, size]})
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "THROUGHPUT",
+        **UNBOUND,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads

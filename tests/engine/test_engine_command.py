@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +23,7 @@ from cdul_fast import engine, engine_commands
 from cdul_fast.cli import run_main
 from cdul_fast.encoders import engine_dir, tensorrt_build
 from cdul_fast.engine_commands import CheckConfig, check_engine, rank_correlation
-from cdul_fast.errors import ConfigError
+from cdul_fast.errors import CdulError, ConfigError
 
 pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX (cdul_fast[tensorrt])")
 
@@ -208,3 +213,44 @@ def test_as_a_program(root):
         [sys.executable, "-m", "cdul_fast.engine", "nothing"], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 2 and done.stderr.startswith("error: say build, inspect or check")
+
+
+class SlowBuilder:
+    """Builds until the monitor of its configuration tells it to stop, and sends Ctrl-C meanwhile."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def build_serialized_network(self, network: Any, config: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for step in range(10_000):
+            if not config.progress_monitor.step_complete("building", step):
+                self.stopped = True
+                return
+            time.sleep(0.001)
+
+
+def test_ctrl_c_ends_a_build():
+    """TensorRT calls back into Python while it builds, and forgets the exceptions that are raised there."""
+    import tensorrt_rtx
+
+    builder, before = SlowBuilder(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tensorrt_build._build(tensorrt_rtx, builder, None, SimpleNamespace())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert builder.stopped
+
+
+def test_a_real_build_asks_whether_to_go_on(exported, tower):
+    """Told to stop before it begins, TensorRT has no engine to give."""
+    toolkit = tensorrt_build.find_toolkit("sm_89")
+    event = threading.Event()
+    event.set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensorrt_build, "Event", lambda: event)
+        with pytest.raises(CdulError, match="cannot build the engine"):
+            tensorrt_build.build_plan(
+                toolkit, exported("resnet", "fp16")[0], (1, 3, 3), tower("resnet").source.image_size, None
+            )

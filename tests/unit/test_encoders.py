@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import pickle
 import threading
 from collections import deque
@@ -431,6 +433,21 @@ def test_loading_is_silent(named: str, capfd: pytest.CaptureFixture[str]) -> Non
     load_model(find_model(named, "none"))
     assert root.handlers == handlers
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_threads_are_bound_to_no_core(cache: Path) -> None:
+    """Two processes that bind theirs to the first core share it beside an idle one."""
+    encoder = create_encoder("tiny", backend="openvino", precision="fp32", threads=1, cache_dir=cache)
+    pixels = np.zeros((20 * encoder.batch, 3, encoder.image_size, encoder.image_size), np.float32)
+    caller = threading.Thread(target=encoder.embed_images, args=(pixels,))
+    caller.start()
+    bound = set()
+    while caller.is_alive():
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended since
+                bound.add(tuple(sorted(os.sched_getaffinity(int(task.name)))))
+    assert bound == {tuple(sorted(os.sched_getaffinity(0)))}
 
 
 def test_a_call_takes_the_request_that_another_is_done_with(cache: Path) -> None:
