@@ -61,7 +61,7 @@ sanitize: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	rm -rf build/wheel
 	$(PY) -m build --wheel --outdir build/wheel .
-	$(PY) -m scripts.check_wheel build/wheel/*.whl --out dist
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m scripts.check_wheel build/wheel/*.whl --out dist
 
 # The lowest versions that pyproject.toml allows, in an environment of their own. Crops are compared with
 # Pillow 13 to the bit, so those tests are left to the newest versions.
