@@ -16,6 +16,7 @@ import openvino as ov
 
 from cdul_fast.cache import read_entry, write_entry
 from cdul_fast.encoders.base import Floats, fingerprint, unit_rows
+from cdul_fast.encoders.openvino_passes import UNBOUND
 from cdul_fast.encoders.source import ModelSource, load_model
 from cdul_fast.encoders.text_tower import TextTower
 from cdul_fast.encoders.tracing import traceable
@@ -152,7 +153,7 @@ def _convert(model: Any, source: ModelSource) -> Any:
 
 def _embed(graph: Any, pixels: Floats) -> Floats:
     """Unit rows [n, D] in float32 arithmetic, a view at a time to bound the memory."""
-    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **UNBOUND})
     request = compiled.create_infer_request()
     return unit_rows(np.concatenate([request.infer([view[None]])[0].copy() for view in pixels]))
 

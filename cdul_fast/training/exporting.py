@@ -155,7 +155,9 @@ def _write_openvino(classifier: Classifier, size: int, path: Path) -> None:
 def _openvino_runner(path: Path) -> Any:
     import openvino as ov
 
-    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    from cdul_fast.encoders.openvino_passes import UNBOUND
+
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **UNBOUND})
     return lambda images: next(iter(compiled(images).values()))
 
 
