@@ -174,6 +174,8 @@ def compare_methods(config: CompareConfig) -> list[dict[str, Any]]:
     """
     start = time.perf_counter()
     out = Path(config.out)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     bench = None
     if config.finetune:
         run, train, test = open_data(config)

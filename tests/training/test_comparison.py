@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 from cdul_fast.data import from_cosines
@@ -170,6 +171,16 @@ def test_without_seeds_or_known_methods_it_says_so(toy_run, tmp_path):
         config(toy_run, tmp_path, options="warmup=1")
     with pytest.raises(ConfigError, match="--finetune needs --epochs"):
         config(toy_run, tmp_path, finetune=True, epochs=None)
+
+
+def test_threads_are_those_of_the_heads_too(toy_run, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compare_methods(config(toy_run, tmp_path, methods="soft", seeds="0"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_options_take_the_place_of_the_recipes(toy_run, tmp_path):
