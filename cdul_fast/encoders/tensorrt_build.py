@@ -193,9 +193,8 @@ def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:
         pass
 
     methods = {"phase_start": ignore, "phase_finish": ignore, "step_complete": go_on}
-    kind: Any = type(
-        "Monitor", (trt.IProgressMonitor,), methods | {"__init__": trt.IProgressMonitor.__init__}
-    )
+    # The base class comes with the module, which is known only now.
+    kind: Any = type("Monitor", (trt.IProgressMonitor,), methods)
     config.progress_monitor = monitor = kind()
     with ThreadPoolExecutor(1, thread_name_prefix="cdul-engine") as pool:
         try:
