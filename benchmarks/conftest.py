@@ -92,8 +92,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         system=platform.system(),
         python=platform.python_version(),
         versions={name: _version(name) for name in LIBRARIES},
-        command=" ".join(["python -m pytest", *map(shlex.quote, sys.argv[1:])]),
+        command=_command(sys.argv[1:], config.getoption("--pillow-simd")),
     )
+
+
+def _command(arguments: list[str], pillow_simd: str | None) -> str:
+    """What was called, for other machines: where this one keeps pillow-simd is nobody else's path."""
+    named = ["PYTHON" if argument == pillow_simd else argument for argument in arguments]
+    return " ".join(["python -m pytest", *map(shlex.quote, named)])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
