@@ -30,10 +30,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PY) -m pytest
 
-# A Ray cluster of three simulated machines with 2,000 photos, an S3 server, the readers of other programs.
+# A Ray cluster of three simulated machines, an S3 server, the readers of other programs.
+SCALE_PHOTOS ?= 2000
 check-scale: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[scale-test]'
-	$(PY) -m pytest --photos 2000 tests/scale tests/unit/test_data_remote.py \
+	$(PY) -m pytest --photos $(SCALE_PHOTOS) tests/scale tests/unit/test_data_remote.py \
 	  tests/unit/test_data_hugging_face.py tests/unit/test_conversion.py
 
 # Needs the real data beside the clone; see configs/compare_voc12_photos.yaml.

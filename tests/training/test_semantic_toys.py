@@ -134,20 +134,25 @@ class Marks:
     """Cell c of a map is about class c: who it is, and its mark where the photo has the class.
 
     Attention is given, cell c to class c, so that what is seen is the transfer of labels.
+
+    Args:
+        together: Classes 0 and 1 are in the same photos; without it no class tells of another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool = False) -> None:
         self.generator = torch.Generator().manual_seed(0)
         basis = directions(10, self.generator)
         self.truth, self.maps = {}, {}
         for split in ("train", "test"):
             truth = (torch.rand(IMAGES, 5, generator=self.generator) < 0.4).float()
+            if together:
+                truth[:, 1] = truth[:, 0]
             noise = 0.35 * torch.randn(IMAGES, 5, CHANNELS, generator=self.generator)
             cells = basis[:5] + noise + 2 * truth[:, :, None] * basis[5:]
             self.truth[split], self.maps[split] = truth, cells.transpose(1, 2)[..., None]
 
-    def known(self, positives: float, negatives: float) -> torch.Tensor:
-        """A share of the positives and one of the negatives, int8 [N, 5]."""
+    def known(self, positives: float | torch.Tensor, negatives: float) -> torch.Tensor:
+        """A share of the positives (of all classes, or [5]) and one of the negatives, int8 [N, 5]."""
         drawn, truth = torch.rand(IMAGES, 5, generator=self.generator), self.truth["train"]
         return torch.where(truth == 1, (drawn < positives).float(), -(drawn < negatives).float())
 
@@ -203,3 +208,38 @@ def test_a_wrong_transfer_between_photos_fails(given_attention, wrong) -> None:
     given_attention.setattr(sst, "within_image", nothing_within)
     given_attention.setattr(sst, "between_images", wrong)
     assert not between_learns()
+
+
+def within_learns() -> bool:
+    """Class 1 is in all photos of class 0, whose positives are known; of its own only a twenty-fifth is."""
+    toy = Marks(together=True)
+    observed = toy.known(torch.tensor([0.9, 0.04, 0.5, 0.5, 0.5]), 0.4)
+    logits, truth = toy.logits(observed, margin=0.8), toy.truth["test"]
+    right = (logits > 0).float() == truth
+    return right[truth[:, 1] == 1, 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.92
+
+
+def test_sst_takes_labels_from_classes_of_the_same_photo(given_attention) -> None:
+    given_attention.setattr(sst, "between_images", nothing_between)
+    assert within_learns()
+
+
+def within_the_next_photo(pairs, observed):
+    return REAL["within"](pairs, observed).roll(1, 0)
+
+
+def within_the_next_class(pairs, observed):
+    return REAL["within"](pairs, observed).roll(1, 1)
+
+
+def within_negatives(pairs, observed):
+    return REAL["within"](pairs, -observed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [nothing_within, within_the_next_photo, within_the_next_class, within_negatives]
+)
+def test_a_wrong_transfer_within_a_photo_fails(given_attention, wrong) -> None:
+    given_attention.setattr(sst, "between_images", nothing_between)
+    given_attention.setattr(sst, "within_image", wrong)
+    assert not within_learns()
