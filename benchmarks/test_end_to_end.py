@@ -155,7 +155,7 @@ def test_pipeline_against_its_encoder(
 ) -> None:  # fmt: skip
     """The whole pipeline must keep 97 % of the rate of its encoder on ready pixels."""
     _keep_encoders(monkeypatch)
-    photo_paths = photo_paths[:24]
+    photo_paths = photo_paths[:20]
     (tmp_path / "photos").mkdir()
     folder = _linked(tmp_path / "photos", photo_paths)
     cache = tmp_path / "cache"
