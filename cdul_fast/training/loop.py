@@ -1,7 +1,7 @@
 """The training loop: network steps, the method's moves, evaluation. All randomness depends on the position.
 
 The order of photos comes from (seed, epoch), a photo's augmentation from (seed, epoch, row), dropout from
-(seed, epoch, step, process). A run that starts again from a saved position therefore repeats an unbroken one.
+(seed, epoch, batch, process). A run that starts again from a saved position therefore repeats an unbroken one.
 """
 
 from __future__ import annotations
@@ -176,15 +176,16 @@ class Loop:
         settings, position = self.settings, self.position
         epoch = position.epoch + 1
         everything = self.epoch_rows(epoch)
-        todo = everything[position.step * settings.accumulate :]
+        first = position.step * settings.accumulate
+        todo = everything[first:]
         inputs = self.data.read([self.world.share(rows) for rows in todo], epoch, train=True)
         self.network.train()
         start = time.perf_counter()
         made: list[tuple[Output, Batch]] = []
-        for place, rows in enumerate(todo, 1):
+        for place, rows in enumerate(todo, first):
             with self._timed("load"):
                 images = next(inputs)
-            self._seed(_mix(settings.seed, epoch, position.step, place, self.world.rank))
+            self._seed(_mix(settings.seed, epoch, place, self.world.rank))
             group = min(settings.accumulate, len(everything) - position.step * settings.accumulate)
             made.append(self._forward_backward(rows, images, epoch, group))
             if len(made) == group:

@@ -92,18 +92,30 @@ FAST = {"backbone": "test_resnet", "image_size": 48, "precision": "bf16", "chann
 
 
 @pytest.mark.parametrize(
-    ("method", "more"), [("cdul", {}), ("role", {}), ("ll_cp", {}), ("cdul", FAST)], ids=lambda v: str(v)[:9]
+    ("method", "more"),
+    [
+        ("cdul", {}),
+        ("an", {"dropout": 0.5}),
+        ("role", {}),
+        ("ll_cp", {}),
+        ("sst", {}),
+        ("sarb", {}),
+        ("cdul", FAST),
+    ],
+    ids=lambda v: str(v)[:9],
 )
 @pytest.mark.parametrize("stop", [3, 7])
 def test_a_kill_at_any_step_changes_nothing(toy_run, tmp_path, monkeypatch, method, more, stop):
     from cdul_fast.training.loop import Loop
 
-    options = "warmup=1,source=seen" if method == "cdul" else None
+    options = {"cdul": "warmup=1,source=seen", "sarb": "start=1,refresh=1"}.get(method)
     same = {"method": method, "epochs": 2, "flip": True, "crop_scale": 0.5, "checkpoint_every": 1, **more}
     if method == "cdul":
         same["ema"] = 0.9
-    if method == "ll_cp":
+    if method in ("ll_cp", "sst", "sarb"):
         same["truth"] = str(toy_run / "photos.csv")
+    # Pairs of known labels teach co-occurrence, and blends need known positives: a tenth of so few has neither.
+    same |= {"sst": {"observe": "all"}, "sarb": {"observe": "one"}}.get(method, {})
     train_on_run(config(toy_run, tmp_path / "whole", method_options=options, **same))
 
     done = [0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import subprocess
+import sys
 import threading
 from collections import deque
 from pathlib import Path
@@ -19,19 +19,35 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+# In a process of its own: other libraries, such as onnxruntime, bind theirs, and those live on in this one.
+LOOK_AT_THREADS = """
+import contextlib, os, sys, threading
+from pathlib import Path
+import numpy as np
+from cdul_fast.encoders import create_encoder
+
+encoder = create_encoder("tiny", backend="openvino", precision="fp32", threads=1, cache_dir=Path(sys.argv[1]))
+pixels = np.zeros((20 * encoder.batch, 3, encoder.image_size, encoder.image_size), np.float32)
+caller = threading.Thread(target=encoder.embed_images, args=(pixels,))
+caller.start()
+bound, seen = set(), set()
+while caller.is_alive():
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended since
+            bound.add(tuple(sorted(os.sched_getaffinity(int(task.name)))))
+            seen.add(task.name)
+print(len(seen), bound == {tuple(sorted(os.sched_getaffinity(0)))}, bound)
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_threads_are_bound_to_no_core(cache: Path) -> None:
     """Two processes that bind theirs to the first core share it beside an idle one."""
-    encoder = create_encoder("tiny", backend="openvino", precision="fp32", threads=1, cache_dir=cache)
-    pixels = np.zeros((20 * encoder.batch, 3, encoder.image_size, encoder.image_size), np.float32)
-    caller = threading.Thread(target=encoder.embed_images, args=(pixels,))
-    caller.start()
-    bound = set()
-    while caller.is_alive():
-        for task in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(OSError):  # it has ended since
-                bound.add(tuple(sorted(os.sched_getaffinity(int(task.name)))))
-    assert bound == {tuple(sorted(os.sched_getaffinity(0)))}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK_AT_THREADS, str(cache)], capture_output=True, text=True, check=True
+    )
+    count, free, bound = done.stdout.split(maxsplit=2)
+    assert int(count) > 1 and free == "True", bound
 
 
 def test_a_call_takes_the_request_that_another_is_done_with(cache: Path) -> None:
