@@ -1,7 +1,7 @@
 """The training loop: network steps, the method's moves, evaluation. All randomness depends on the position.
 
 The order of photos comes from (seed, epoch), a photo's augmentation from (seed, epoch, row), dropout from
-(seed, epoch, batch, process). A run that starts again from a saved position therefore repeats an unbroken one.
+(seed, epoch, batch, process). A run that starts again from a saved position thus repeats an unbroken one.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_a_kill_at_any_step_changes_nothing(toy_run, tmp_path, monkeypatch, meth
         same["ema"] = 0.9
     if method in ("ll_cp", "sst", "sarb"):
         same["truth"] = str(toy_run / "photos.csv")
-    # Pairs of known labels teach co-occurrence, and blends need known positives: a tenth of so few has neither.
+    # Co-occurrence learns from pairs of known labels, blends need known positives: a tenth has neither here.
     same |= {"sst": {"observe": "all"}, "sarb": {"observe": "one"}}.get(method, {})
     train_on_run(config(toy_run, tmp_path / "whole", method_options=options, **same))
 
