@@ -137,6 +137,8 @@ def test_a_kill_at_any_step_changes_nothing(toy_run, tmp_path, monkeypatch, meth
     assert largest_difference(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")) == 0.0
     whole = json.loads((tmp_path / "whole" / "history.json").read_text())["history"]
     assert [e["loss"] for e in whole] == [e["loss"] for e in result.history]
+    steps = [json.loads((tmp_path / name / "run.json").read_text())["steps"] for name in ("whole", "broken")]
+    assert steps[1] == steps[0] - stop, "no step was done twice"
     if method == "cdul":
         first, second = (next((tmp_path / n).glob("latent-*.f32")) for n in ("whole", "broken"))
         assert first.name == second.name and first.read_bytes() == second.read_bytes()
