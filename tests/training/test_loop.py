@@ -67,16 +67,17 @@ def problem(count=40, classes=3):
     return Problem(soft, observed)
 
 
-def test_gradients_of_micro_batches_add_up():
+@pytest.mark.parametrize(("whole", "parts", "steps"), [(40, 4, 1), (30, 3, 2)], ids=["even", "rest"])
+def test_gradients_of_micro_batches_add_up(whole, parts, steps):
     features = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
     results = []
-    for batch_size, accumulate in ((40, 1), (10, 4)):
+    for batch_size, accumulate in ((whole, 1), (10, parts)):
         settings = LoopSettings(
             epochs=3, batch_size=batch_size, accumulate=accumulate, optimizer="sgd", lr=0.5, seed=4
         )
         result = train_head(features, problem(), "soft", {}, settings)
         results.append(result.loop.network.head.linear.weight.detach())
-        assert result.loop.steps_per_epoch == 1
+        assert result.loop.steps_per_epoch == steps
     assert torch.allclose(*results, atol=1e-6)
 
 
