@@ -255,26 +255,30 @@ def main() -> None:
     out = Path(given.out or f"benchmarks/results/training_sweep{suffix}.json")
     stored = json.loads(out.read_text()) if out.is_file() else {"methods": {}}
     for name in names:
-        start = time.perf_counter()
         epochs = given.map_epochs if method_class(name).wants_maps else given.epochs
         splits = [int(s) for s in given.splits.split(",")]
-        rows = stored["methods"].get(name, {}).get("trials", [])
-        if not rows:
-            rows = sweep_method(bench, name, draw_trials(name, given.trials, epochs, scaling), splits)
-        rows.sort(key=_rank)
-        if given.refine:
-            known = [_recipe(row) for row in rows]
-            trials = refine_trials(name, known[0], known, given.refine)
-            rows = sorted(rows + sweep_method(bench, name, trials, splits), key=_rank)
-        seconds = round(time.perf_counter() - start, 1)
-        stored["methods"][name] = {"seconds": seconds, "trials": rows}
-        stored["command"] = shlex.join(["python", "-m", "benchmarks.training_sweep", *sys.argv[1:]])
-        stored["feature_scaling"] = scaling
-        stored["torch"] = torch.__version__
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(stored, indent=1))
-        best = rows[0]
-        print(f"{name:12} {np.mean(best['validation']):.2f} {best} ({seconds} s)", flush=True)
+        known = stored["methods"].get(name, {"seconds": 0.0, "trials": []})
+        for count, refine in ((given.trials, False), (given.refine, True)):
+            if not count or (known["trials"] and not refine):
+                continue
+            start = time.perf_counter()
+            points = [_recipe(row) for row in known["trials"]]
+            if refine:
+                points = refine_trials(name, points[0], points, count)
+            else:
+                points = draw_trials(name, count, epochs, scaling)
+            rows = sorted(known["trials"] + sweep_method(bench, name, points, splits), key=_rank)
+            seconds = round(known["seconds"] + time.perf_counter() - start, 1)
+            # A round that has ended is kept, whatever becomes of the next.
+            known = {"seconds": seconds, "trials": rows}
+            stored["methods"][name] = known
+            stored["command"] = shlex.join(["python", "-m", "benchmarks.training_sweep", *sys.argv[1:]])
+            stored["feature_scaling"] = scaling
+            stored["torch"] = torch.__version__
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(stored, indent=1))
+        best = known["trials"][0]
+        print(f"{name:12} {np.mean(best['validation']):.2f} {best} ({known['seconds']} s)", flush=True)
 
 
 if __name__ == "__main__":
