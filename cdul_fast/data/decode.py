@@ -47,6 +47,7 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
+_UPRIGHT = (False, False, False)
 
 
 def is_photo_name(name: str) -> bool:
@@ -66,13 +67,16 @@ class PhotoProblem(Exception):
 
 @dataclasses.dataclass
 class Decoded:
-    """A photo: its status, its size in pixels (0 where unknown) and, if ok, its pixels."""
+    """A photo: its status, its size in pixels (0 where unknown) and, if ok, its pixels.
+
+    The size is the file's; the pixels may be a half, a quarter or an eighth of it where that was asked for.
+    """
 
     status: str
     error: str | None
     width: int
     height: int
-    pixels: np.ndarray | None  # [height, width, 3] uint8 RGB
+    pixels: np.ndarray | None  # [H, W, 3] uint8 RGB
 
 
 def read_photo(path: str | os.PathLike[str]) -> bytes:
@@ -110,7 +114,9 @@ def read_photo(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def decode_photo(data: bytes, *, max_pixels: int = 200_000_000, exif_rotate: bool = False) -> Decoded:
+def decode_photo(
+    data: bytes, *, max_pixels: int = 200_000_000, exif_rotate: bool = False, least_side: int | None = None
+) -> Decoded:
     """Decode one photo; never raises for anything its bytes may hold.
 
     Alpha is composited on white; palettes, grey and CMYK become RGB as Pillow converts them; of 16 bits a
@@ -120,19 +126,18 @@ def decode_photo(data: bytes, *, max_pixels: int = 200_000_000, exif_rotate: boo
         data: The file's content.
         max_pixels: Photos with more are refused from their header (``too_large``).
         exif_rotate: Turn the photo upright as its EXIF orientation says.
+        least_side: Decode an ordinary JPEG at 1/2, 1/4 or 1/8 of its size, as far as its shorter side keeps
+            so many pixels; None decodes everything in full.
     """
     try:
-        pixels = _decode_jpeg(data, max_pixels, exif_rotate)
-        if pixels is None:
-            pixels = _decode_pillow(data, max_pixels, exif_rotate)
+        photo = _decode_jpeg(data, max_pixels, exif_rotate, least_side)
+        return _decode_pillow(data, max_pixels, exif_rotate) if photo is None else photo
     except PhotoProblem as problem:
         return Decoded(problem.status, problem.error, problem.width, problem.height, None)
     except Exception as error:
         # Pillow's plugins raise nearly everything on damaged files: struct.error, KeyError, OverflowError ...
         reason = one_line(f"{type(error).__name__}: {error}")
         return Decoded("decode_error", reason, 0, 0, None)
-    height, width = pixels.shape[:2]
-    return Decoded("ok", None, width, height, pixels)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -142,26 +147,49 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, exif_rotate: bool) -> np.ndarray | None:
-    """Pixels of an ordinary JPEG, or None where Pillow has to look at it."""
+def _decode_jpeg(data: bytes, max_pixels: int, exif_rotate: bool, least_side: int | None) -> Decoded | None:
+    """An ordinary JPEG, or None where Pillow has to look at it."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     import simplejpeg
 
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, colorspace, chroma = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:
         return None
     _check_pixels(width, height, max_pixels)
     if colorspace not in ("YCbCr", "YUV", "Gray", "GRAY"):
         return None
+    factor = _reduction(min(width, height), chroma, least_side)
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(
-            data, "RGB", fastdct=False, fastupsample=False, strict=True
+            data,
+            "RGB",
+            fastdct=False,
+            fastupsample=False,
+            min_height=-(-height // factor),
+            min_width=-(-width // factor),
+            strict=True,
         )
     except ValueError:
         return None
-    return _turn(pixels, _orientation(data)) if exif_rotate else pixels
+    if exif_rotate:
+        orientation = _orientation(data)
+        pixels = _turn(pixels, orientation)
+        if _TURNS.get(orientation, _UPRIGHT)[0]:
+            width, height = height, width
+    return Decoded("ok", None, width, height, pixels)
+
+
+def _reduction(side: int, chroma: str, least_side: int | None) -> int:
+    """By how much a JPEG with this shorter side is reduced: 1, 2, 4 or 8.
+
+    Of photos with unequal steps of chroma (4:2:2 and the like) libjpeg reduces the colours by leaving samples
+    out, up to 120 of 255 beside an average; they are decoded in full.
+    """
+    if least_side is None or chroma not in ("444", "420", "Gray"):
+        return 1
+    return next((factor for factor in (8, 4, 2) if -(-side // factor) >= least_side), 1)
 
 
 def _orientation(data: bytes) -> int:
@@ -175,15 +203,13 @@ def _orientation(data: bytes) -> int:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation not in _TURNS:
-        return pixels
-    transpose, up_down, left_right = _TURNS[orientation]
+    transpose, up_down, left_right = _TURNS.get(orientation, _UPRIGHT)
     if transpose:
         pixels = pixels.transpose(1, 0, 2)
     return np.ascontiguousarray(pixels[:: -1 if up_down else 1, :: -1 if left_right else 1])
 
 
-def _decode_pillow(data: bytes, max_pixels: int, exif_rotate: bool) -> np.ndarray:
+def _decode_pillow(data: bytes, max_pixels: int, exif_rotate: bool) -> Decoded:
     from PIL import Image, UnidentifiedImageError
 
     size = _webp_size(data)
@@ -209,7 +235,8 @@ def _decode_pillow(data: bytes, max_pixels: int, exif_rotate: bool) -> np.ndarra
         pixels = np.asarray(_to_rgb(image))
         if exif_rotate:
             pixels = _turn(pixels, int(image.getexif().get(_ORIENTATION_TAG, 1)))
-    return np.ascontiguousarray(pixels)
+    height, width = pixels.shape[:2]
+    return Decoded("ok", None, width, height, np.ascontiguousarray(pixels))
 
 
 # First bytes of the supported formats: a file that begins so is a damaged photo, not something else.

@@ -21,6 +21,8 @@ from cdul_fast.errors import CdulError, ConfigError
 _BY_CONTENT = frozenset({"source", "list", "format", "images", "split", "classes", "preset", "out"})
 # `auto` on one side is no contradiction: the run keeps what it was resolved to.
 _RESOLVED = frozenset({"backend", "precision", "decode"})
+# But nothing resolves to these.
+_CHOSEN = frozenset({"scaled"})
 
 
 def inputs_digest(source: Source) -> str:
@@ -75,10 +77,11 @@ class Manifest:
             ConfigError: Something differs; names the setting and both values.
         """
         for name in fixed:
-            if name in _BY_CONTENT or name in _RESOLVED or name not in self.config:
+            if name in _BY_CONTENT or name not in self.config:
                 continue
-            if self.config[name] != new.config[name]:
-                raise self.refusal(name, self.config[name], new.config[name], folder)
+            before, now = self.config[name], new.config[name]
+            if before != now and (name not in _RESOLVED or _CHOSEN & {before, now}):
+                raise self.refusal(name, before, now, folder)
         if self.root != new.root:
             raise self.refusal("source", self.root, new.root, folder)
         if self.inputs != new.inputs:

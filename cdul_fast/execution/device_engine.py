@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cdul_fast.data.decode import Decoded, decode_photo
 from cdul_fast.data.gpu_decode import GpuDecoder, fit_for_gpu
 from cdul_fast.data.paths import one_line
 from cdul_fast.data.shard_work import Batch, RunState
@@ -93,14 +92,11 @@ class DeviceEngine(Engine):
             if claim():
                 slot.files[position] = data
             return Prepared("ok", None, *size, read_seconds, time.perf_counter() - start)
-        photo = self._decode(data)
+        photo = self._spec.decode(data)
         if photo.pixels is not None and claim():
             slot.put(position, photo.pixels)
         decoded = time.perf_counter() - start
         return Prepared(photo.status, photo.error, photo.width, photo.height, read_seconds, decoded)
-
-    def _decode(self, data: bytes) -> Decoded:
-        return decode_photo(data, max_pixels=self._spec.max_pixels, exif_rotate=self._spec.exif_rotate)
 
     def _complete(self, prepared: Sequence[Prepared], buffer: UploadSlot) -> None:
         """Decode on the device what was left to it; what it does not take, the CPU looks at."""
@@ -117,7 +113,7 @@ class DeviceEngine(Engine):
             if pixels is not None and tuple(pixels.shape) == (photo.height, photo.width, 3):
                 buffer.put_tensor(position, pixels)
                 continue
-            again = self._decode(buffer.files[position])
+            again = self._spec.decode(buffer.files[position])
             photo.status, photo.error = again.status, again.error
             photo.width, photo.height = again.width, again.height
             if again.pixels is not None:

@@ -32,6 +32,7 @@ class ViewSpec:
         dtype: Element type of the encoder's input.
         max_pixels: Photos with more are refused.
         exif_rotate: Whether photos are turned upright.
+        scaled_decode: Whether large JPEGs are decoded at a part of their size.
     """
 
     grid: int
@@ -44,6 +45,7 @@ class ViewSpec:
     dtype: str
     max_pixels: int
     exif_rotate: bool
+    scaled_decode: bool = False
 
     @classmethod
     def of(cls, config: LabelConfig, encoder: Any, dtype: str | None = None) -> ViewSpec:
@@ -61,12 +63,20 @@ class ViewSpec:
             dtype=dtype or encoder.input_dtype,
             max_pixels=config.max_pixels,
             exif_rotate=config.exif_rotate,
+            scaled_decode=config.decode == "scaled",
         )
 
     @property
     def views(self) -> int:
         """V, the number of views of a photo."""
         return len(self.fits)
+
+    def decode(self, data: bytes) -> Decoded:
+        """Decode a photo's file; scaled, no view has fewer pixels along its shorter side than it is made."""
+        least_side = self.size * max(self.grid, self.grid2, 1) if self.scaled_decode else None
+        return decode_photo(
+            data, max_pixels=self.max_pixels, exif_rotate=self.exif_rotate, least_side=least_side
+        )
 
 
 @dataclasses.dataclass
@@ -130,7 +140,7 @@ def prepare_photo(
         return found
     data, read_seconds = found
     start = time.perf_counter()
-    photo: Decoded = decode_photo(data, max_pixels=spec.max_pixels, exif_rotate=spec.exif_rotate)
+    photo = spec.decode(data)
     decoded = time.perf_counter()
     if photo.pixels is not None and claim():
         crop_views(photo.pixels, spec, out)

@@ -169,6 +169,7 @@ class _PredictSession(Session[PredictConfig]):
             dtype=encoder.input_dtype,
             max_pixels=self.config.max_pixels,
             exif_rotate=self.config.exif_rotate,
+            scaled_decode=self.config.decode == "scaled",
         )
 
     def score_spec(self, encoder: Any) -> ScoreSpec:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from label_runs import scores_of
-from photo_zoo import make_photos, make_zoo
+from photo_zoo import make_photos, make_zoo, picture
+from PIL import Image
 
 import cdul_fast
 from cdul_fast import pipeline
@@ -47,7 +48,8 @@ def label(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         settings |= {"model": "tiny", "backend": "torch", "device": "cpu", "threads": 2}
         # Not auto, which would let the machine's load choose where both decoders are installed.
         settings |= {"decode": "cpu" if device else "auto"} | more
-        return pipeline.label_images(LabelConfig(source=str(photos), out=str(tmp_path / out), **settings)).run
+        settings = {"source": str(photos), "out": str(tmp_path / out)} | settings
+        return pipeline.label_images(LabelConfig(**settings)).run
 
     return run
 
@@ -89,6 +91,26 @@ def test_photos_that_find_no_room_are_uploaded_too(
 ) -> None:
     monkeypatch.setattr("cdul_fast.execution.device_engine._SLOT_BYTES_A_PHOTO", 40_000)
     assert_same(label("run", device=True, zeta=0.05, lam=0.2), local)
+
+
+def test_scaled_photos_are_scored_alike(label: Run, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    for number, size in enumerate([(1600, 1200), (400, 800), (300, 200)]):
+        Image.fromarray(picture(*size, number)).save(tmp_path / "large" / f"{number}.jpg")
+    source = str(tmp_path / "large")
+    full = label("full", device=False, source=source)
+    here, there = (
+        label(name, device=device, source=source, decode="scaled")
+        for name, device in (("here", False), ("there", True))
+    )
+    columns = ["path", "status", "width", "height"]
+    assert here.table(columns).to_pylist() == there.table(columns).to_pylist()
+    assert here.table(columns).to_pylist() == full.table(columns).to_pylist()
+    mine, theirs, whole = (run.shards[0].cosines() for run in (here, there, full))
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=TOLERANCE)
+    changed = np.abs(mine - whole).max(axis=(1, 2))
+    assert changed[2] == 0, "too small a photo for scaling"
+    assert (changed[:2] > 0).all() and changed.max() < 0.05
 
 
 @pytest.mark.skipif(not has_gpu_decoder(), reason="needs nvImageCodec")

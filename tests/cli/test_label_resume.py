@@ -46,6 +46,7 @@ def test_a_finished_run_is_kept_as_it_is(
         (["--shard-size", "5"], "shard_size"),
         (["--limit", "5"], "limit"),
         (["--exif-rotate"], "exif_rotate"),
+        (["--decode", "scaled"], "decode"),
         (["--template", "imagenet"], "template"),
         (["--pretrained", "other"], "pretrained"),
         (["--backend", "torch"], "backend"),

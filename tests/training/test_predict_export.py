@@ -75,6 +75,23 @@ def test_predictions_are_the_classifiers(models, toy_run, tmp_path, name):
     assert tuple(result.run.classes) == info.classes == ("red", "green", "blue")
 
 
+def test_large_photos_are_predicted_from_a_part_of_their_pixels_on_demand(models, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "large").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((1024, 768)).save(tmp_path / "large" / "one.jpg")
+    full, scaled = (
+        predict(models["frozen"], tmp_path / "large", tmp_path / decode, report=False, decode=decode).run
+        for decode in ("cpu", "scaled")
+    )
+    difference = np.abs(full.scores()[1] - scaled.scores()[1]).max()
+    assert 0 < difference < 0.01
+    assert scaled.table(["width", "height"]).to_pylist() == [{"width": 1024, "height": 768}]
+    with pytest.raises(ConfigError, match="another decode"):
+        predict(models["frozen"], tmp_path / "large", tmp_path / "cpu", report=False, decode="scaled")
+
+
 def test_bad_photos_get_a_row_and_labels_obey_the_threshold(models, toy_run, tmp_path):
     source = tmp_path / "photos"
     source.mkdir()

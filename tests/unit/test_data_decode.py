@@ -37,15 +37,58 @@ def test_ordinary_jpegs_equal_pillow(
     size: tuple[int, int], subsampling: str, progressive: bool, mode: str
 ) -> None:
     data = encoded(picture(*size), "JPEG", mode, subsampling=subsampling, progressive=progressive, quality=80)
-    fast = decode._decode_jpeg(data, 10**9, False)
+    fast = decode._decode_jpeg(data, 10**9, False, None)
     assert fast is not None, "an ordinary JPEG must not need Pillow"
-    np.testing.assert_array_equal(fast, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    np.testing.assert_array_equal(fast.pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 def test_real_photos_equal_pillow(shared_data: Path) -> None:
     for path in sorted((shared_data / "coco_photos" / "images").glob("*.jpg"))[:24]:
         photo = decode_photo(path.read_bytes())
         np.testing.assert_array_equal(photo.pixels, np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(501, 375), (640, 480), (223, 331)])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_scaled_jpegs_equal_pillows_draft(
+    size: tuple[int, int], subsampling: str, mode: str, factor: int
+) -> None:
+    data = encoded(picture(*size), "JPEG", mode, subsampling=subsampling, quality=80)
+    least = -(-min(size) // factor)
+    photo = decode_photo(data, least_side=least)
+    draft = Image.open(io.BytesIO(data))
+    draft.draft("RGB", (size[0] // factor, size[1] // factor))
+    assert (photo.status, photo.width, photo.height) == ("ok", *size)
+    np.testing.assert_array_equal(photo.pixels, np.asarray(draft.convert("RGB")))
+    finer = decode_photo(data, least_side=least + 1).pixels
+    assert finer is not None and min(finer.shape[:2]) == -(-min(size) // (factor // 2))
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "more"),
+    [("JPEG", "RGB", {"subsampling": "4:2:2"}), ("JPEG", "CMYK", {}), ("PNG", "RGB", {})],
+)
+def test_what_would_lose_by_scaling_is_decoded_in_full(form: str, mode: str, more: dict[str, str]) -> None:
+    data = encoded(picture(640, 480), form, mode, **more)
+    photo = decode_photo(data, least_side=60)
+    np.testing.assert_array_equal(photo.pixels, decode_photo(data).pixels)
+    assert (photo.width, photo.height) == (640, 480)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_scaled_photo_is_turned_too(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(96, 64), "JPEG", exif=exif)
+    draft = Image.open(io.BytesIO(data))
+    draft.draft("RGB", (48, 32))
+    photo = decode_photo(data, exif_rotate=True, least_side=32)
+    np.testing.assert_array_equal(photo.pixels, np.asarray(ImageOps.exif_transpose(draft)))
+    assert (photo.width, photo.height) == ((96, 64) if orientation < 5 else (64, 96))
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -58,7 +101,7 @@ def test_other_formats_equal_pillow(form: str) -> None:
 
 def test_cmyk_jpeg_goes_through_pillow() -> None:
     data = encoded(picture(20, 10), "JPEG", "CMYK")
-    assert decode._decode_jpeg(data, 10**9, False) is None
+    assert decode._decode_jpeg(data, 10**9, False, None) is None
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode_photo(data).pixels, expected)
 
@@ -173,10 +216,11 @@ def test_pillows_warnings_are_off_within_the_block_alone() -> None:
 def test_a_truncated_photo_is_an_error_not_half_a_picture(form: str) -> None:
     data = encoded(picture(64, 64), form, "P" if form == "GIF" else "RGB")
     for cut in (len(data) // 2, len(data) * 9 // 10):
-        photo = decode_photo(data[:cut])
-        assert photo.status == "decode_error", f"{form} cut to {cut} of {len(data)}"
-        assert photo.error
-        assert photo.pixels is None
+        for least_side in (None, 16):
+            photo = decode_photo(data[:cut], least_side=least_side)
+            assert photo.status == "decode_error", f"{form} cut to {cut} of {len(data)}"
+            assert photo.error
+            assert photo.pixels is None
 
 
 @pytest.mark.parametrize(
