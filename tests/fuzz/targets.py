@@ -121,14 +121,17 @@ SPEC = ViewSpec(3, 0.0, 0, ("squash", *["center_crop"] * 9), 16, HALF, HALF, "fl
 
 def check_photo(data: bytes, folder: Path) -> None:
     """One row's worth: a status, and pixels exactly where it is ok."""
-    for rotate in (False, True):
+    for rotate, least in ((False, None), (True, None), (False, 16), (True, 16)):
         with own_pixel_limit():
-            photo = decode_photo(data, max_pixels=MAX_PIXELS, exif_rotate=rotate)
+            photo = decode_photo(data, max_pixels=MAX_PIXELS, exif_rotate=rotate, least_side=least)
         assert photo.status in STATUSES
         assert (photo.status == "ok") == (photo.pixels is not None) == (photo.error is None)
         assert photo.error is None or (len(photo.error) <= 300 and photo.error.isprintable())
         if photo.pixels is not None:
-            assert photo.pixels.shape == (photo.height, photo.width, 3)
+            whole = (photo.height, photo.width)
+            sizes = [tuple(-(-side // factor) for side in whole) for factor in (1, 2, 4, 8)]
+            assert photo.pixels.shape[:2] in (sizes[:1] if least is None else sizes)
+            assert photo.pixels.shape[2] == 3
             assert photo.pixels.dtype == np.uint8
             assert photo.width * photo.height <= MAX_PIXELS
             out = np.empty((10, 3, 16, 16), np.float32)
