@@ -35,7 +35,8 @@ RATES = {
     "standardise": ((3e-4, 1e-3, 3e-3), (0.3, 1.0, 3.0, 10.0, 20.0)),
     "none": ((1e-3, 3e-3, 1e-2), (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)),
 }
-# Own settings of each method; "scale" is the softmax scale of the soft labels.
+# Own settings of each method; "scale" is the softmax scale of the soft labels, "epochs" the length of the
+# training where it is not --epochs: semantic heads fit a tenth of the labels within a few.
 SPACES: dict[str, dict[str, tuple]] = {
     "soft": {"scale": (20.0, 50.0, 100.0, 200.0)},
     "cdul": {
@@ -55,8 +56,21 @@ SPACES: dict[str, dict[str, tuple]] = {
     "ll_cp": {"delta": (0.0005, 0.001, 0.002, 0.005)},
     "g2netpl": {"draw": (0.0, 0.2, 0.5), "rate": (0.03, 0.1, 0.3), "warmup": (2, 5, 10)},
     "asl": {"gamma_negative": (0.0, 1.0, 2.0, 4.0), "margin": (0.0, 0.05), "unknown_negative": (False, True)},
-    "sst": {"width": (0, 256), "cooccurrence_weight": (1.0, 10.0), "margin": (0.9, 0.95)},
-    "sarb": {"width": (0, 256), "contrastive_weight": (0.0, 0.05), "instance_weight": (0.1, 1.0)},
+    "sst": {
+        "epochs": (4, 8),
+        "start": (2, 3, 5),
+        "width": (64, 256),
+        "cooccurrence_weight": (0.1, 1.0, 10.0),
+        "margin": (0.9, 0.95, 0.99),
+    },
+    "sarb": {
+        "epochs": (4, 8),
+        "start": (2, 3, 5),
+        "width": (64, 256),
+        "contrastive_weight": (0.0, 0.05),
+        "instance_weight": (0.1, 1.0),
+        "prototype_weight": (0.1, 1.0),
+    },
 }
 LEAST = 5
 
@@ -71,7 +85,9 @@ def draw_trials(method: str, count: int, epochs: int, scaling: str, seed: int = 
         lr, decay = (float(generator.choice(values)) for values in (lrs, decays))
         own = {name: values[int(generator.integers(len(values)))] for name, values in space.items()}
         scale = own.pop("scale", 100.0)
-        trial = Recipe(lr, decay, scale, epochs, own)
+        trial = Recipe(lr, decay, scale, own.pop("epochs", epochs), own)
+        if not _allowed(method, trial):
+            continue
         if trial not in trials or not space:
             trials.append(trial)
         if not space:
@@ -99,8 +115,9 @@ def refine_trials(method: str, best: Recipe, known: list[Recipe], count: int, se
                 own[name] = max(1, round(near(value)))
             else:
                 # Shares and smoothing stay below 1.
-                own[name] = min(near(value), 0.95) if max(space[name]) < 1 else near(value)
-        trial = Recipe(near(best.lr), near(best.weight_decay), near(best.label_scale), best.epochs, own)
+                own[name] = min(near(value), max(0.95, value)) if max(space[name]) < 1 else near(value)
+        epochs = max(2, round(near(best.epochs))) if "epochs" in space else best.epochs
+        trial = Recipe(near(best.lr), near(best.weight_decay), near(best.label_scale), epochs, own)
         if "scale" not in space:
             trial = dataclasses.replace(trial, label_scale=best.label_scale)
         if trial not in trials and trial not in known and _allowed(method, trial):
@@ -111,9 +128,10 @@ def refine_trials(method: str, best: Recipe, known: list[Recipe], count: int, se
 
 
 def _allowed(method: str, trial: Recipe) -> bool:
-    """Whether the label step can settle (the method refuses what cannot)."""
+    """Whether the label step can settle (the method refuses what cannot) and unknown labels are used."""
     own = trial.options
-    return method != "cdul" or own["step"] < 2 * own["sigma"] * math.sqrt(2 * math.pi)
+    settles = method != "cdul" or own["step"] < 2 * own["sigma"] * math.sqrt(2 * math.pi)
+    return settles and own.get("start", 1) <= trial.epochs
 
 
 def split(count: int, seed: int, share: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +256,6 @@ def main() -> None:
     parser.add_argument("--methods", default="all")
     parser.add_argument("--splits", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--map-epochs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--feature-scaling", choices=tuple(RATES), help="without it as the config says")
     parser.add_argument("--out", help="without it benchmarks/results/training_sweep[_unscaled].json")
@@ -255,7 +272,6 @@ def main() -> None:
     out = Path(given.out or f"benchmarks/results/training_sweep{suffix}.json")
     stored = json.loads(out.read_text()) if out.is_file() else {"methods": {}}
     for name in names:
-        epochs = given.map_epochs if method_class(name).wants_maps else given.epochs
         splits = [int(s) for s in given.splits.split(",")]
         known = stored["methods"].get(name, {"seconds": 0.0, "trials": []})
         for count, refine in ((given.trials, False), (given.refine, True)):
@@ -266,7 +282,7 @@ def main() -> None:
             if refine:
                 points = refine_trials(name, points[0], points, count)
             else:
-                points = draw_trials(name, count, epochs, scaling)
+                points = draw_trials(name, count, given.epochs, scaling)
             rows = sorted(known["trials"] + sweep_method(bench, name, points, splits), key=_rank)
             seconds = round(known["seconds"] + time.perf_counter() - start, 1)
             # A round that has ended is kept, whatever becomes of the next.

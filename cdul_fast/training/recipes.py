@@ -39,9 +39,23 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "bce_ls": Recipe(0.0003, 10.0, 100.0, 60, {"smoothing": 0.1}),
     "bce": Recipe(0.0003, 10.0, 100.0, 60, {}),
-    "sarb": Recipe(0.003, 10.0, 100.0, 8, {"width": 256, "contrastive_weight": 0.0, "instance_weight": 0.1}),
+    "sarb": Recipe(
+        0.003,
+        0.3,
+        100.0,
+        8,
+        {
+            "start": 5,
+            "width": 256,
+            "contrastive_weight": 0.05,
+            "instance_weight": 0.1,
+            "prototype_weight": 0.1,
+        },
+    ),
     "asl": Recipe(0.0015, 0.6, 100.0, 60, {"gamma_negative": 8.0, "margin": 0.1, "unknown_negative": False}),
-    "sst": Recipe(0.006, 5.0, 100.0, 8, {"width": 256, "cooccurrence_weight": 1.0, "margin": 0.95}),
+    "sst": Recipe(
+        0.003, 6.0, 100.0, 4, {"start": 3, "width": 256, "cooccurrence_weight": 0.1, "margin": 0.99}
+    ),
     "ll_r": Recipe(0.003, 0.3, 100.0, 60, {"delta": 0.0005}),
     "ll_ct": Recipe(0.0005, 6.0, 100.0, 60, {"delta": 0.00025}),
     "ll_cp": Recipe(0.0005, 1.5, 100.0, 60, {"delta": 0.00025}),
