@@ -61,7 +61,7 @@ SPACES: dict[str, dict[str, tuple]] = {
         "start": (2, 3, 5),
         "width": (64, 256),
         "cooccurrence_weight": (0.1, 1.0, 10.0),
-        "margin": (0.9, 0.95, 0.99),
+        "margin": (0.7, 0.8, 0.9, 0.95),
     },
     "sarb": {
         "epochs": (4, 8),

@@ -181,9 +181,9 @@ def nothing_between(features, observed):
 def between_learns() -> bool:
     """A twenty-fifth of the positives is known; photos that have a class look alike in its cell."""
     toy = Marks()
-    logits, truth = toy.logits(toy.known(0.04, 0.4), margin=0.6), toy.truth["test"]
+    logits, truth = toy.logits(toy.known(0.04, 0.1), margin=0.6), toy.truth["test"]
     right = (logits > 0).float() == truth
-    return right[truth == 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.92
+    return right[truth == 1].float().mean().item() > 0.95 and right.float().mean().item() > 0.965
 
 
 def test_sst_takes_labels_from_photos_that_look_alike(given_attention) -> None:
@@ -213,10 +213,10 @@ def test_a_wrong_transfer_between_photos_fails(given_attention, wrong) -> None:
 def within_learns() -> bool:
     """Class 1 is in all photos of class 0, whose positives are known; of its own only a twenty-fifth is."""
     toy = Marks(together=True)
-    observed = toy.known(torch.tensor([0.9, 0.04, 0.5, 0.5, 0.5]), 0.4)
+    observed = toy.known(torch.tensor([0.9, 0.04, 0.5, 0.5, 0.5]), 0.1)
     logits, truth = toy.logits(observed, margin=0.8), toy.truth["test"]
     right = (logits > 0).float() == truth
-    return right[truth[:, 1] == 1, 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.92
+    return right[truth[:, 1] == 1, 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.9
 
 
 def test_sst_takes_labels_from_classes_of_the_same_photo(given_attention) -> None:

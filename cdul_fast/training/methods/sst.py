@@ -24,7 +24,7 @@ class SstSettings:
     Attributes:
         margin: Score from which an unknown label counts as a pseudo positive.
         start: First epoch (from 1) with pseudo labels.
-        pseudo_weight: Factor of the loss on pseudo labels.
+        pseudo_weight: Factor of the losses on known and pseudo labels together.
         cooccurrence_weight: Factor of the loss on the co-occurrence matrix.
         contrastive_weight: Factor of the contrastive loss.
         rank: Rank of the attention's and of the co-occurrence's bilinear forms.
@@ -62,7 +62,11 @@ class CoOccurrence(nn.Module):
 
 
 class Sst(ObservedMethod):
-    """BCE on known labels, on labels transferred within and between images, co-occurrence and contrast."""
+    """BCE on known labels, on labels transferred within and between images, co-occurrence and contrast.
+
+    Each of the two BCEs on transferred labels is a mean over these and the known labels together, so that a
+    transferred label counts as much as a known one, however few there are.
+    """
 
     name = "sst"
     supervision = "10%"
@@ -92,9 +96,10 @@ class Sst(ObservedMethod):
         settings = self.settings
         features = class_features_of(output, self.name)
         observed = self.problem.observed[batch.rows]
+        known = observed != 0
         terms = entropy_terms(output.logits, targets)
         pairs = self.cooccurrence(features)
-        loss = mean_over(terms, observed != 0)
+        loss = mean_over(terms, known)
         loss = loss + settings.cooccurrence_weight * cooccurrence_loss(pairs, observed)
         loss = loss + settings.contrastive_weight * contrastive(features, observed)
         if batch.epoch >= settings.start:
@@ -103,8 +108,9 @@ class Sst(ObservedMethod):
                 within_image(pairs.detach().sigmoid(), observed),
                 between_images(features.detach(), observed),
             ):
-                found = (score >= settings.margin) & (observed == 0)
-                loss = loss + settings.pseudo_weight * mean_over(positive_terms, found)
+                found = (score >= settings.margin) & ~known
+                labelled = torch.where(found, positive_terms, terms)
+                loss = loss + settings.pseudo_weight * mean_over(labelled, known | found)
         return loss
 
 
