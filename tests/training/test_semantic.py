@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdul_fast.training.methods import Batch, Output, Problem, create_method
-from cdul_fast.training.methods.sarb import cluster_centres, draw_partners
+from cdul_fast.training.methods.sarb import cluster_centres, draw_classes, draw_partners
 from cdul_fast.training.methods.semantic import SemanticHead, class_similarity, contrastive
 from cdul_fast.training.methods.sst import between_images, cooccurrence_loss, within_image
 
@@ -125,8 +125,8 @@ def test_sst_adds_pseudo_positives_from_its_start_epoch():
     for epoch in (4, 5):
         batch = Batch(torch.arange(3), epoch)
         losses[epoch] = method.loss(Output(logits, features), method.targets(batch), batch).item()
-    # Unknown beside a known positive: image 0 class 2 (logit 0.5) and image 1 class 1 (logit 0.0), each as much
-    # as one of the five known labels; similarity finds nothing and leaves these alone.
+    # Unknown beside a known positive: image 0 class 2 (logit 0.5) and image 1 class 1 (logit 0.0), each as
+    # much as one of the five known labels; similarity finds nothing and leaves these alone.
     known = softplus(-2.0) + softplus(-1.0) + softplus(-1.0) + softplus(-2.0) + softplus(-1.0)
     within = (known + softplus(-0.5) + softplus(0.0)) / 7
     assert losses[5] - losses[4] == pytest.approx(within + known / 5, rel=1e-3)
@@ -146,19 +146,26 @@ def test_sst_takes_pseudo_positives_from_similar_images():
     assert losses[1] - losses[0] == pytest.approx(between + softplus(-1.0), rel=1e-4)
 
 
-def test_partners_have_the_class():
+def test_a_partner_is_another_image_and_gives_what_it_is_known_to_have():
     generator = torch.Generator().manual_seed(0)
+    observed = torch.tensor([[1, 0], [1, -1], [0, 0], [0, 1]], dtype=torch.int8)
     seen = set()
     for _ in range(50):
-        partners, usable = draw_partners(OBSERVED, generator)
-        assert usable.tolist() == [[False, False, False], [False, False, False], [False, False, False]]
-    observed = torch.tensor([[1, 0], [1, -1], [0, 0], [0, 1]], dtype=torch.int8)
-    for _ in range(50):
         partners, usable = draw_partners(observed, generator)
-        assert usable.tolist() == [[False, True], [False, False], [True, True], [True, False]]
-        assert (observed.gather(0, partners) == 1)[usable].all()
-        seen.add(int(partners[2, 0]))
-    assert seen == {0, 1}
+        assert sorted(partners.tolist()) == [0, 1, 2, 3] and (partners != torch.arange(4)).all()
+        assert torch.equal(usable, (observed == 0) & (observed[partners] == 1))
+        seen.add(int(partners[2]))
+    assert seen == {0, 1, 3}
+    assert not draw_partners(observed[2:3], generator)[1].any(), "nobody else is there"
+
+
+def test_one_allowed_class_of_each_image_is_drawn():
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
+    draws = torch.stack([draw_classes(allowed, generator) for _ in range(200)])
+    assert draws.sum(2).eq(torch.tensor([1, 0, 1])).all()
+    assert not (draws & ~allowed).any()
+    assert 60 < draws[:, 0, 0].sum() < 140
 
 
 def test_sarb_blends_by_hand():
@@ -173,9 +180,10 @@ def test_sarb_blends_by_hand():
     known = softplus(-2.5)
     batch = Batch(torch.arange(2), 2)
     assert method.loss(Output(logits, features), method.targets(batch), batch).item() == pytest.approx(known)
-    # Blend 0.25 * (0, 1) + 0.75 * (1, 0) -> logit 2 * 0.75 - 0.25 + 0.5 = 1.75, target 1 - 0.25.
+    # Blend 0.25 * (0, 1) + 0.75 * (1, 0) -> logit 2 * 0.75 - 0.25 + 0.5 = 1.75, target 1 - 0.25; it counts as
+    # much as the known label beside it.
     batch = Batch(torch.arange(2), 3)
-    blended = 0.75 * softplus(-1.75) + 0.25 * softplus(1.75)
+    blended = (known + 0.75 * softplus(-1.75) + 0.25 * softplus(1.75)) / 2
     got = method.loss(Output(logits, features), method.targets(batch), batch)
     assert got.item() == pytest.approx(known + blended, rel=1e-5)
     # A prototype (the only positive) adds the same once more.

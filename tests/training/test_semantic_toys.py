@@ -78,7 +78,7 @@ def test_sarb_without_blends_says_yes_to_nearly_everything() -> None:
 
 
 REAL: dict[str, Any] = {
-    "blended": sarb.Sarb._blended,
+    "blends": sarb.Sarb._blends,
     "after_epoch": sarb.Sarb.after_epoch,
     "partners": sarb.draw_partners,
     "within": sst.within_image,
@@ -86,16 +86,16 @@ REAL: dict[str, Any] = {
 }
 
 
-def with_itself(self, features, donors, usable, share):
-    return REAL["blended"](self, features, features, usable, share)
+def with_itself(self, features, donors, share):
+    return REAL["blends"](self, features, features, share)
 
 
-def shares_exchanged(self, features, donors, usable, share):
-    return REAL["blended"](self, donors, features, usable, share)
+def shares_exchanged(self, features, donors, share):
+    return REAL["blends"](self, donors, features, share)
 
 
-def no_blends(self, features, donors, usable, share):
-    return REAL["blended"](self, features, donors, usable, share) * 0
+def no_blends(self, features, donors, share):
+    return REAL["blends"](self, features, donors, share) * 0
 
 
 def of_the_next_class(self, epoch, sweep):
@@ -109,16 +109,16 @@ def never(self, epoch, sweep):
 
 
 def anyone(observed, generator):
-    _, usable = REAL["partners"](observed, generator)
-    return torch.randint(len(observed), observed.shape, generator=generator), usable
+    partners, usable = REAL["partners"](observed, generator)
+    return torch.randint(len(observed), partners.shape, generator=generator), usable
 
 
 @pytest.mark.parametrize(
     ("part", "owner", "name", "wrong"),
     [
-        *((part, sarb.Sarb, "_blended", with_itself) for part in PARTS),
-        *((part, sarb.Sarb, "_blended", shares_exchanged) for part in PARTS),
-        *((part, sarb.Sarb, "_blended", no_blends) for part in PARTS),
+        *((part, sarb.Sarb, "_blends", with_itself) for part in PARTS),
+        *((part, sarb.Sarb, "_blends", shares_exchanged) for part in PARTS),
+        *((part, sarb.Sarb, "_blends", no_blends) for part in PARTS),
         ("photos", sarb, "draw_partners", anyone),
         ("prototypes", sarb.Sarb, "after_epoch", of_the_next_class),
         ("prototypes", sarb.Sarb, "after_epoch", never),

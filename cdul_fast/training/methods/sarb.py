@@ -29,8 +29,8 @@ class SarbSettings:
         prototypes: k-means centres per class.
         refresh: Epochs between new prototypes.
         blend: Start of the learnable share of the image's own feature.
-        instance_weight: Factor of the loss on features blended from other images.
-        prototype_weight: Factor of the loss on features blended from prototypes.
+        instance_weight: Factor of the loss on known labels and features blended from other images together.
+        prototype_weight: Factor of the loss on known labels and features blended from prototypes together.
         contrastive_weight: Factor of the contrastive loss.
         rank: Rank of the attention's bilinear form.
         width: Channels of the class features; 0 keeps the feature map's own.
@@ -54,7 +54,9 @@ class Sarb(ObservedMethod):
 
     An unknown class of an image takes a * its own feature + (1 - a) * a feature of the class from an image
     (or a prototype) known to have it; the blend counts as positive to the degree 1 - a. One a per class and
-    kind is learned with the network.
+    kind is learned with the network. Every image has one other image as its partner, and one of its unknown
+    classes is blended with a prototype. Each of the two BCEs is a mean over the blends and the known labels
+    together, so that a blend counts as much as a known label.
     """
 
     name = "sarb"
@@ -94,7 +96,8 @@ class Sarb(ObservedMethod):
         settings = self.settings
         features = class_features_of(output, self.name)
         observed = self.problem.observed[batch.rows]
-        loss = mean_over(entropy_terms(output.logits, targets), observed != 0)
+        known, terms = observed != 0, entropy_terms(output.logits, targets)
+        loss = mean_over(terms, known)
         loss = loss + settings.contrastive_weight * contrastive(features, observed)
         if batch.epoch < settings.start:
             return loss
@@ -103,24 +106,24 @@ class Sarb(ObservedMethod):
         )
         shares = self._shares["blend"].sigmoid()
         partners, usable = draw_partners(observed, generator)
-        donors = features.gather(0, partners[:, :, None].expand_as(features))
-        loss = loss + settings.instance_weight * self._blended(features, donors, usable, shares[0])
+        blends = self._blends(features, features[partners], shares[0])
+        instances = mean_over(torch.where(usable, blends, terms), known | usable)
+        loss = loss + settings.instance_weight * instances
         if self._centres is not None:
             drawn = torch.randint(self._centres.shape[1], observed.shape, generator=generator)
-            classes = torch.arange(observed.shape[1])
-            donors = self._centres[classes, drawn].to(features.device)
-            usable = (observed == 0) & ~donors.isnan().any(dim=-1)
-            donors = donors.nan_to_num()
-            loss = loss + settings.prototype_weight * self._blended(features, donors, usable, shares[1])
+            donors = self._centres[torch.arange(observed.shape[1]), drawn].to(features.device)
+            usable = draw_classes(~known & ~donors.isnan().any(dim=-1), generator)
+            blends = self._blends(features, donors.nan_to_num(), shares[1])
+            prototypes = mean_over(torch.where(usable, blends, terms), known | usable)
+            loss = loss + settings.prototype_weight * prototypes
         return loss
 
-    def _blended(self, features: Tensor, donors: Tensor, usable: Tensor, share: Tensor) -> Tensor:
-        """BCE of the blends, mean over the usable entries."""
+    def _blends(self, features: Tensor, donors: Tensor, share: Tensor) -> Tensor:
+        """BCE of every class's feature blended with its donor, [B, C]."""
         assert self._head is not None
         own = share[None, :, None]
         logits = self._head.classify(own * features + (1 - own) * donors)
-        wanted = (1 - share).expand_as(logits)
-        return mean_over(entropy_terms(logits, wanted), usable)
+        return entropy_terms(logits, (1 - share).expand_as(logits))
 
     def after_epoch(self, epoch: int, sweep: Sweep) -> None:
         """New prototypes, ready for the first epoch that blends and every ``refresh`` epochs from then on."""
@@ -148,23 +151,34 @@ class Sarb(ObservedMethod):
 
 
 def draw_partners(observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For each unknown entry, an image of the batch known to have the class.
+    """For each image another one of the batch, a random number of places on.
 
     Args:
         observed: [B, C] with 1, 0, -1.
+        generator: Source of the draw.
+
+    Returns:
+        Image numbers, [B] int64, and where the entry is unknown and the partner has the class, [B, C] bool.
+    """
+    count = len(observed)
+    step = 1 + int(torch.randint(max(count - 1, 1), (), generator=generator))
+    partners = (torch.arange(count, device=observed.device) + step) % count
+    return partners, (observed == 0) & (observed[partners] == 1)
+
+
+def draw_classes(allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the allowed classes of each image.
+
+    Args:
+        allowed: [B, C] bool.
         generator: Source of the draws.
 
     Returns:
-        [B, C] int64 image numbers and [B, C] bool, true where the entry is unknown and a partner exists.
+        [B, C] bool, true once in each row that allows any.
     """
-    # A random order of the images per class, known positives first; partner number (own rank mod count).
-    positive = observed == 1
-    noise = torch.rand(observed.shape, generator=generator).to(observed.device)
-    order = torch.where(positive, noise, noise + 2).argsort(dim=0)
-    counts = positive.sum(dim=0)
-    picks = torch.randint(1 << 30, observed.shape, generator=generator).to(observed.device)
-    partners = order.gather(0, picks % counts.clamp(min=1))
-    return partners, (observed == 0) & (counts > 0)
+    noise = torch.rand(allowed.shape, generator=generator).to(allowed.device)
+    chosen = torch.where(allowed, noise, -1.0).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(allowed).scatter(1, chosen, True) & allowed
 
 
 def cluster_centres(points: Tensor, count: int, generator: torch.Generator, rounds: int = 20) -> Tensor:
