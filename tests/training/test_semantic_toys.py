@@ -1,7 +1,7 @@
 """SST and SARB on toy problems of their own, and each of their parts, broken, failing there.
 
-Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2; for the transfer within a
-photo on seed 0 alone, as the level there changes with the seed, though not which is the best.
+Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2; for the transfer within
+a photo on seed 0 alone, as the level there changes with the seed, though not which is the best.
 """
 
 from __future__ import annotations

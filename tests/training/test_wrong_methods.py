@@ -12,7 +12,7 @@ from test_methods_learn import trainer
 from toy import Toy
 
 from cdul_fast.training.latent import LatentLabels
-from cdul_fast.training.methods import asl, epr, g2netpl, ll, method_class, partial_bce, role, sarb, sst
+from cdul_fast.training.methods import asl, epr, g2netpl, ll, method_class, partial_bce, role, sst
 from cdul_fast.training.methods.base import entropy_terms
 from cdul_fast.training.methods.semantic import SemanticHead
 
@@ -21,7 +21,6 @@ RIGHT: dict[str, Any] = {
     "suspects": ll.LlR.suspects,
     "asymmetric": asl.asymmetric_terms,
     "lowest": partial_bce.lowest_as_negatives,
-    "blended": sarb.Sarb._blended,
     "after_step": g2netpl.G2NetPl.after_step,
 }
 
@@ -93,10 +92,6 @@ def opposite(self, output, batch):
     RIGHT["after_step"](self, Output(-output.logits), batch)
 
 
-def blended_backwards(self, features, donors, usable, share):
-    return RIGHT["blended"](self, -features, -donors, usable, share)
-
-
 def no_penalty(logits, expected):
     return logits.sum() * 0
 
@@ -147,7 +142,7 @@ CASES: list[tuple[str, Any, str, Any, Callable[..., None], tuple[str, ...]]] = [
     ("asl", asl, "asymmetric_terms", exchanged, learn.test_asl_learns_from_a_tenth, ()),
     ("sst", SemanticHead, "attention", everywhere_alike, SEMANTIC, ()),
     ("sst", sst, "asymmetric_terms", exchanged, SEMANTIC, ()),
-    ("sarb", sarb.Sarb, "_blended", blended_backwards, SEMANTIC, ()),
+    ("sarb", SemanticHead, "attention", everywhere_alike, SEMANTIC, ()),
     ("cdul", LatentLabels, "move", rest, MENDS, ("toy",)),
     ("cdul", LatentLabels, "move", away, MENDS, ("toy",)),
     ("cdul", LatentLabels, "move", to_the_wrong_photos, MENDS, ("toy",)),
