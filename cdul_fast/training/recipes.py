@@ -54,7 +54,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "asl": Recipe(0.0015, 0.6, 100.0, 60, {"gamma_negative": 8.0, "margin": 0.1, "unknown_negative": False}),
     "sst": Recipe(
-        0.003, 6.0, 100.0, 4, {"start": 3, "width": 256, "cooccurrence_weight": 0.1, "margin": 0.99}
+        0.003, 6.0, 100.0, 8, {"start": 3, "width": 512, "cooccurrence_weight": 0.1, "margin": 0.95}
     ),
     "ll_r": Recipe(0.003, 0.3, 100.0, 60, {"delta": 0.0005}),
     "ll_ct": Recipe(0.0005, 6.0, 100.0, 60, {"delta": 0.00025}),
