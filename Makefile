@@ -30,7 +30,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PY) -m pytest
 
-# A Ray cluster of three simulated machines, an S3 server, the readers of other programs.
+# A Ray cluster of three simulated machines, an S3 server, the readers of other programs. With far fewer photos a
+# run ends before the tests can interrupt it.
 SCALE_PHOTOS ?= 2000
 check-scale: $(VENV)/.installed
 	$(PY) -m pip install --quiet 'cdul_fast[scale-test]'
