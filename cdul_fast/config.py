@@ -249,7 +249,7 @@ class LabelConfig:
         "what decodes JPEGs: the CPU's threads, or nvImageCodec on the GPU (pixels differ from Pillow's by "
         "rounding); auto tries both for a second on one GPU, and the run keeps to the outcome; scaled: the "
         "CPU, large photos at 1/2, 1/4 or 1/8 as long as no view has fewer pixels than the model takes "
-        "(about half the time of 12 megapixels, other pixels)",
+        "(60 % of the time for 12 megapixels, other pixels)",
         group=_MODEL,
         example="--decode scaled",
     )

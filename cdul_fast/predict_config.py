@@ -59,7 +59,7 @@ class PredictConfig:
     decode: Literal["cpu", "scaled"] = option(
         "cpu",
         "how JPEGs are decoded: in full, or scaled: large ones at 1/2, 1/4 or 1/8 as long as there are no "
-        "fewer pixels than the model takes (about half the time of 12 megapixels, other pixels)",
+        "fewer pixels than the model takes (60 % of the time for 12 megapixels, other pixels)",
         group=_INPUT,
         example="--decode scaled",
     )
