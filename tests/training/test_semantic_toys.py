@@ -1,7 +1,7 @@
 """SST and SARB on toy problems of their own, and each of their parts, broken, failing there.
 
-Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2; for the transfer within
-a photo on seed 0 alone, as the level there changes with the seed, though not which is the best.
+Thresholds lie between what the right method and the wrong ones gave on seeds 0 to 2; those of SARB's score
+and of the transfer within a photo on seed 0 alone, as the level there changes with the seed.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ PARTS = {
 
 
 def sarb_learns(parts: dict[str, float]) -> bool:
-    _, accuracy, count = PositivesAlone().blend(**parts)
-    return accuracy > 0.51 and count < 3.0
+    score, accuracy, count = PositivesAlone().blend(**parts)
+    return score > 90.5 and accuracy > 0.51 and count < 2.9
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -98,6 +98,10 @@ def shares_exchanged(self, features, donors, share):
     return REAL["blends"](self, donors, features, share)
 
 
+def backwards(self, features, donors, share):
+    return REAL["blends"](self, -features, -donors, share)
+
+
 def no_blends(self, features, donors, share):
     return REAL["blends"](self, features, donors, share) * 0
 
@@ -122,6 +126,7 @@ def anyone(observed, generator):
     [
         *((part, sarb.Sarb, "_blends", with_itself) for part in PARTS),
         *((part, sarb.Sarb, "_blends", shares_exchanged) for part in PARTS),
+        *((part, sarb.Sarb, "_blends", backwards) for part in PARTS),
         *((part, sarb.Sarb, "_blends", no_blends) for part in PARTS),
         ("photos", sarb, "draw_partners", anyone),
         ("prototypes", sarb.Sarb, "after_epoch", of_the_next_class),
@@ -220,7 +225,7 @@ def within_learns() -> bool:
     observed = toy.known(torch.tensor([0.9, 0.04, 0.5, 0.5, 0.5]), 0.1)
     logits, truth = toy.logits(observed, margin=0.8), toy.truth["test"]
     right = (logits > 0).float() == truth
-    return right[truth[:, 1] == 1, 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.9
+    return right[truth[:, 1] == 1, 1].float().mean().item() > 0.9 and right.float().mean().item() > 0.92
 
 
 def test_sst_takes_labels_from_classes_of_the_same_photo(given_attention) -> None:

@@ -184,6 +184,11 @@ def mean_over(terms: Tensor, mask: Tensor) -> Tensor:
     return (terms * mask).sum() / mask.sum().clamp(min=1)
 
 
+def mean_with(terms: Tensor, known: Tensor, others: Tensor, added: Tensor) -> Tensor:
+    """Mean of ``others`` where ``added`` and of ``terms`` where else ``known`` is true, all entries alike."""
+    return mean_over(others.where(added, terms), known | added)
+
+
 def make_settings(kind: type[Any], method: str, options: Mapping[str, Any]) -> Any:
     """Build a ``Settings`` from name/value pairs; strings are read as the field's type.
 

@@ -16,6 +16,7 @@ from cdul_fast.training.methods.base import (
     Sweep,
     entropy_terms,
     mean_over,
+    mean_with,
 )
 from cdul_fast.training.methods.semantic import SemanticHead, class_features_of, contrastive
 
@@ -107,15 +108,13 @@ class Sarb(ObservedMethod):
         shares = self._shares["blend"].sigmoid()
         partners, usable = draw_partners(observed, generator)
         blends = self._blends(features, features[partners], shares[0])
-        instances = mean_over(torch.where(usable, blends, terms), known | usable)
-        loss = loss + settings.instance_weight * instances
+        loss = loss + settings.instance_weight * mean_with(terms, known, blends, usable)
         if self._centres is not None:
             drawn = torch.randint(self._centres.shape[1], observed.shape, generator=generator)
             donors = self._centres[torch.arange(observed.shape[1]), drawn].to(features.device)
             usable = draw_classes(~known & ~donors.isnan().any(dim=-1), generator)
             blends = self._blends(features, donors.nan_to_num(), shares[1])
-            prototypes = mean_over(torch.where(usable, blends, terms), known | usable)
-            loss = loss + settings.prototype_weight * prototypes
+            loss = loss + settings.prototype_weight * mean_with(terms, known, blends, usable)
         return loss
 
     def _blends(self, features: Tensor, donors: Tensor, share: Tensor) -> Tensor:

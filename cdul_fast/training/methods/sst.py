@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from cdul_fast.training.methods.asl import asymmetric_terms
-from cdul_fast.training.methods.base import Batch, ObservedMethod, Output, Problem, entropy_terms, mean_over
+from cdul_fast.training.methods.base import (
+    Batch,
+    ObservedMethod,
+    Output,
+    Problem,
+    entropy_terms,
+    mean_over,
+    mean_with,
+)
 from cdul_fast.training.methods.semantic import (
     SemanticHead,
     class_features_of,
@@ -109,8 +117,7 @@ class Sst(ObservedMethod):
                 between_images(features.detach(), observed),
             ):
                 found = (score >= settings.margin) & ~known
-                labelled = torch.where(found, positive_terms, terms)
-                loss = loss + settings.pseudo_weight * mean_over(labelled, known | found)
+                loss = loss + settings.pseudo_weight * mean_with(terms, known, positive_terms, found)
         return loss
 
 
